@@ -1,0 +1,98 @@
+"""Gradient ascent on a log-density, each candidate with its own step."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from .types import LogDensityFn
+
+
+@dataclass(frozen=True)
+class AscentResult:
+    """Where an ascent ended.
+
+    Attributes:
+        y: (N, S, D) candidates.
+        logdensity: (N, S) their log-densities f(y).
+        initial_logdensity: (N, S) log-densities at the start.
+        num_accepted: (N, S) int64, steps that were kept.
+    """
+    y: Tensor
+    logdensity: Tensor
+    initial_logdensity: Tensor
+    num_accepted: Tensor
+
+
+def gradient_ascent(logdensity_fn: LogDensityFn,
+                    init: Tensor,
+                    step_length: Sequence[float],
+                    num_steps: int = 10,
+                    step_decay: float = 0.5) -> AscentResult:
+    r"""Move candidates uphill, :math:`y \leftarrow y + \lambda \nabla_y f(y)`.
+
+    A step is kept where f did not fall; elsewhere the candidate stays and its
+    own step lengths shrink by ``step_decay``. A step to a NaN is never kept.
+    The evaluation that judges a step is also the one that the next step
+    differentiates, so ``num_steps`` steps cost ``num_steps + 1`` forward and
+    ``num_steps`` backward passes. Only the gradient in y is computed, no value
+    is read back to the host, and it works under ``torch.inference_mode`` if
+    ``logdensity_fn`` closes over ordinary tensors.
+
+    Args:
+        logdensity_fn: y (N, S, D) -> f (N, S). Candidates must not influence
+            each other's values.
+        init: (N, S, D) start.
+        step_length: D step lengths, one for each dimension.
+        num_steps: Steps to try.
+        step_decay: Factor on a candidate's steps after one that was refused.
+
+    Returns:
+        The last kept candidates; nothing in it carries a graph.
+
+    Raises:
+        ValueError: If the shapes or numbers do not fit.
+
+    Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
+    arXiv 2005.01698, algorithm S1 of the supplement.
+    """
+    if init.dim() != 3 or len(step_length) != init.shape[-1]:
+        raise ValueError(
+            'expected candidates (N, S, D) and D step lengths, got '
+            f'{tuple(init.shape)} and {len(step_length)} step lengths')
+    if num_steps < 0 or not 0 < step_decay < 1:
+        raise ValueError('expected num_steps >= 0 and 0 < step_decay < 1, got '
+                         f'{num_steps} and {step_decay}')
+
+    # enable_grad alone does not undo inference_mode.
+    with torch.inference_mode(False), torch.enable_grad():
+        y = init.detach().clone()
+        # Filled, not copied from the host: a copy would wait for the device.
+        step = torch.stack(
+            [y.new_full(y.shape[:2], length) for length in step_length], -1)
+        value, grad = _value_and_grad(logdensity_fn, y, num_steps > 0)
+        initial = value
+        accepted = torch.zeros_like(value, dtype=torch.int64)
+        for i in range(num_steps):
+            proposal = y + step * grad
+            new_value, new_grad = _value_and_grad(logdensity_fn, proposal,
+                                                  i + 1 < num_steps)
+            keep = new_value >= value  # False for NaN
+            y = torch.where(keep[..., None], proposal, y)
+            value = torch.where(keep, new_value, value)
+            if new_grad is not None:
+                grad = torch.where(keep[..., None], new_grad, grad)
+                step = torch.where(keep[..., None], step, step * step_decay)
+            accepted = accepted + keep
+    return AscentResult(y, value, initial, accepted)
+
+
+def _value_and_grad(logdensity_fn, y, with_grad):
+    if not with_grad:
+        with torch.no_grad():
+            return logdensity_fn(y), None
+    y = y.detach().requires_grad_()
+    value = logdensity_fn(y)
+    grad, = torch.autograd.grad(value.sum(), y)
+    return value.detach(), grad

@@ -1,0 +1,91 @@
+r"""The noise around a target: a mixture of zero-mean Gaussians.
+
+.. math:: q(\delta) = \frac{1}{K} \sum_k \mathcal{N}(\delta; 0, \Sigma_k),
+          \qquad \Sigma_k = \mathrm{diag}(\sigma_k^2),
+
+with ``sigmas`` of shape (K, D), or (K, 1) for the same width in every
+dimension. Samples are drawn and evaluated for all instances at once, on the
+device of ``sigmas``.
+
+Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
+arXiv 2005.01698, equation 10.
+"""
+
+import math
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+
+def sample_noise(shape: Sequence[int],
+                 sigmas: Tensor,
+                 generator: Optional[torch.Generator] = None) -> Tensor:
+    """Draw independent offsets from the mixture.
+
+    Args:
+        shape: (..., D); one component is drawn for each vector of the last
+            dimension.
+        sigmas: (K, D) or (K, 1).
+        generator: Source of randomness; the device's global one without it.
+
+    Returns:
+        Offsets of the given shape.
+    """
+    options = dict(device=sigmas.device, generator=generator)
+    component = torch.randint(sigmas.shape[0], tuple(shape[:-1]), **options)
+    normal = torch.randn(tuple(shape), dtype=sigmas.dtype, **options)
+    return sigmas[component] * normal
+
+
+def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
+    """log q of offsets (..., D) under the mixture, of shape (...)."""
+    dim = offsets.shape[-1]
+    # (..., K): one component at a time would loop, K and D are both small.
+    scaled = offsets.unsqueeze(-2) / sigmas
+    log_normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
+                      0.5 * dim * math.log(2 * math.pi))
+    logprobs = -0.5 * scaled.square().sum(-1) - log_normaliser
+    return logprobs.logsumexp(-1) - math.log(sigmas.shape[0])
+
+
+class GaussianMixtureNoise(nn.Module):
+    """The mixture as a module, so that its widths follow the model's device.
+
+    Args:
+        sigmas: One standard deviation per component, the same in every
+            dimension, or one row of D of them per component.
+
+    Raises:
+        ValueError: If ``sigmas`` is empty, ragged or not positive.
+    """
+
+    def __init__(self, sigmas: Sequence[Union[float, Sequence[float]]]):
+        super().__init__()
+        try:
+            values = torch.tensor(sigmas, dtype=torch.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError('sigmas must be numbers, or rows of equally many '
+                             f'numbers; got {sigmas}') from error
+        if values.dim() == 1:
+            values = values[:, None]
+        if values.dim() != 2 or values.numel() == 0 or not (values > 0).all():
+            raise ValueError('sigmas must hold at least one component and be '
+                             f'positive; got {sigmas}')
+        self.register_buffer('sigmas', values, persistent=False)
+
+    def sample(self,
+               shape: Sequence[int],
+               like: Tensor,
+               scale: float = 1.0,
+               generator: Optional[torch.Generator] = None) -> Tensor:
+        """Offsets (..., D) of ``like``'s dtype, every sigma times ``scale``."""
+        return sample_noise(shape, self.sigmas.to(like.dtype) * scale,
+                            generator)
+
+    def logprob(self, offsets: Tensor) -> Tensor:
+        """log q of offsets (..., D)."""
+        return noise_logprob(offsets, self.sigmas.to(offsets.dtype))
+
+    def extra_repr(self) -> str:
+        return f'sigmas={self.sigmas.tolist()}'

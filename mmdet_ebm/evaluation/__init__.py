@@ -1,0 +1,5 @@
+"""Evaluation: importing this package registers the metrics with mmdet."""
+
+from .coco_ap90 import CocoAP90Metric
+
+__all__ = ['CocoAP90Metric']

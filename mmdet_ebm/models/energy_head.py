@@ -1,0 +1,89 @@
+"""The network from pooled features to a log-density."""
+
+from typing import Optional, Union
+
+import torch
+from mmcv.cnn import build_activation_layer
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class EnergyHead(BaseModule):
+    r"""Fully connected layers with one log-density per class.
+
+    :math:`f(x, y) = w_c^\top h(\mathrm{pool}(x, y)) + b_c` for class c. The
+    layers are IoU-Net's; hidden ones start from a uniform fan-in
+    initialisation, the last one near zero.
+
+    Args:
+        num_classes: Classes of the detector.
+        in_channels: Channels of the feature maps.
+        roi_feat_size: Bins along y and x, one number or a pair.
+        fc_out_channels: Width of the hidden layers.
+        num_fcs: Number of hidden layers.
+        class_agnostic: One log-density for all classes.
+        act_cfg: Activation. ReLU is the published one; a log-density that is
+            to have curvature in the box needs a smooth one, such as SiLU.
+        init_cfg: mmengine's initialisation, overriding the published one.
+    """
+
+    def __init__(self,
+                 num_classes: int,
+                 in_channels: int = 256,
+                 roi_feat_size: Union[int, tuple[int, int]] = 7,
+                 fc_out_channels: int = 1024,
+                 num_fcs: int = 2,
+                 class_agnostic: bool = False,
+                 act_cfg: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        if num_classes < 1 or num_fcs < 1:
+            raise ValueError('num_classes and num_fcs must be positive, got '
+                             f'{num_classes} and {num_fcs}')
+        if init_cfg is None:
+            init_cfg = dict(
+                type='Kaiming', layer='Linear', a=1, mode='fan_in',
+                nonlinearity='leaky_relu', distribution='uniform',
+                override=dict(type='Normal', name='fc_logdensity', std=0.001))
+        super().__init__(init_cfg=init_cfg)
+        bins = ((roi_feat_size, roi_feat_size) if isinstance(
+            roi_feat_size, int) else tuple(roi_feat_size))
+        self.num_classes = num_classes
+        self.class_agnostic = class_agnostic
+        self.in_shape = (in_channels, *bins)
+        width = in_channels * bins[0] * bins[1]
+        layers = []
+        for _ in range(num_fcs):
+            layers.append(nn.Linear(width, fc_out_channels))
+            layers.append(build_activation_layer(
+                dict(act_cfg or dict(type='ReLU'))))
+            width = fc_out_channels
+        self.shared_fcs = nn.Sequential(*layers)
+        self.fc_logdensity = nn.Linear(width,
+                                       1 if class_agnostic else num_classes)
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Log-density of each pooled box for its class.
+
+        Args:
+            pooled: (R, C, P, Q) features of R boxes.
+            labels: (R,) int64 in [0, num_classes).
+
+        Returns:
+            (R,) in at least float32.
+
+        Raises:
+            ValueError: If the pooled features do not have the head's shape.
+        """
+        if tuple(pooled.shape[1:]) != self.in_shape:
+            raise ValueError(
+                'the energy head was built for pooled features of shape (R, '
+                f'{", ".join(map(str, self.in_shape))}) and got '
+                f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
+        logdensities = self.fc_logdensity(self.shared_fcs(pooled.flatten(1)))
+        if self.class_agnostic:
+            column = logdensities[:, 0]
+        else:
+            column = logdensities.gather(1, labels[:, None])[:, 0]
+        return column.to(torch.promote_types(column.dtype, torch.float32))

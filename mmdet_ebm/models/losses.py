@@ -1,0 +1,101 @@
+"""The training methods as mmdet loss components, to be named in a config."""
+
+from typing import Optional, Sequence
+
+from mmdet.models.losses.utils import weight_reduce_loss
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from ..core import NCE, LogDensityFn, NCEPlus
+
+
+class EnergyLoss(nn.Module):
+    """A training method with mmdet's weighting and reduction around it.
+
+    Args:
+        method: ``method(logdensity_fn, targets) -> (N,)`` losses.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self, method: nn.Module, reduction: str,
+                 loss_weight: float) -> None:
+        super().__init__()
+        self.method = method
+        self.reduction = _checked_reduction(reduction)
+        self.loss_weight = loss_weight
+
+    def forward(self,
+                logdensity_fn: LogDensityFn,
+                targets: Tensor,
+                weight: Optional[Tensor] = None,
+                avg_factor: Optional[float] = None,
+                reduction_override: Optional[str] = None) -> Tensor:
+        """Weighted and reduced loss.
+
+        Args:
+            logdensity_fn: Candidates (N, S, D) -> log-densities (N, S).
+            targets: (N, D).
+            weight: (N,) weights of the instances.
+            avg_factor: What 'mean' divides by, a number or a scalar tensor;
+                the number of instances without it.
+            reduction_override: Replaces ``reduction`` for this call.
+
+        Returns:
+            A scalar, or (N,) for the reduction 'none'. Zero with a graph when
+            there are no instances.
+        """
+        reduction = _checked_reduction(reduction_override or self.reduction)
+        losses = self.method(logdensity_fn, targets)
+        if reduction == 'mean' and avg_factor is None:
+            avg_factor = max(len(losses), 1)  # the mean of nothing is zero
+        return self.loss_weight * weight_reduce_loss(losses, weight, reduction,
+                                                     avg_factor)
+
+
+@MODELS.register_module()
+class NCEPlusLoss(EnergyLoss):
+    """NCE+; see :class:`mmdet_ebm.core.NCEPlus`. Defaults as published.
+
+    Args:
+        sigmas: Widths of the noise in relative box space.
+        num_samples: Noise samples per object, beside the positive.
+        beta: Width of the positive's shift relative to the noise.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 sigmas: Sequence = (0.075, 0.15, 0.3),
+                 num_samples: int = 127,
+                 beta: float = 0.1,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(
+            NCEPlus(sigmas, num_samples, beta), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class NCELoss(EnergyLoss):
+    """NCE; see :class:`mmdet_ebm.core.NCE`. Defaults as published.
+
+    Args:
+        sigmas: Widths of the noise in relative box space.
+        num_samples: Noise samples per object, beside the positive.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 sigmas: Sequence = (0.075, 0.15, 0.3),
+                 num_samples: int = 127,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(NCE(sigmas, num_samples), reduction, loss_weight)
+
+
+def _checked_reduction(reduction: str) -> str:
+    if reduction not in ('none', 'mean', 'sum'):
+        raise ValueError("reduction must be 'none', 'mean' or 'sum', got "
+                         f'{reduction!r}')
+    return reduction

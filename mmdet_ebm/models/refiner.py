@@ -1,0 +1,242 @@
+"""The energy model of boxes: trains on ground truth, refines detections."""
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import reduce_mean
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ..core import LogDensityFn, gradient_ascent
+from ..ops import FeatureSurface, relative_to_boxes
+
+# Boxes evaluated at once where no graph is kept; bounds the memory.
+_BOXES_PER_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of a batch of images in one table of R rows.
+
+    Attributes:
+        corners: (R, 4) x1, y1, x2, y2 in network-input pixels.
+        labels: (R,) int64 classes.
+        image_index: (R,) int64 image of each box.
+        counts: Boxes of each image; rows are in the order of the images.
+    """
+    corners: Tensor
+    labels: Tensor
+    image_index: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_images(cls, corners: Sequence[Tensor],
+                    labels: Sequence[Tensor]) -> 'Boxes':
+        """Join one (K_i, 4) and one (K_i,) tensor for each image."""
+        index = [torch.full_like(per_image, i)
+                 for i, per_image in enumerate(labels)]
+        return cls(torch.cat(list(corners)), torch.cat(list(labels)),
+                   torch.cat(index), tuple(map(len, labels)))
+
+    def split(self, *tables: Tensor) -> list[tuple[Tensor, ...]]:
+        """The rows of each image, for every table of R rows."""
+        return list(zip(*(table.split(self.counts) for table in tables)))
+
+
+@dataclass(frozen=True)
+class RefinedBoxes:
+    """What the ascent made of R boxes.
+
+    Attributes:
+        corners: (R, 4) refined boxes, clipped to their images.
+        logdensity: (R,) log-density where the ascent ended, before clipping.
+        initial_logdensity: (R,) log-density of the initial boxes.
+        num_accepted: (R,) int64, ascent steps that were kept.
+    """
+    corners: Tensor
+    logdensity: Tensor
+    initial_logdensity: Tensor
+    num_accepted: Tensor
+
+
+@MODELS.register_module()
+class EnergyRefiner(BaseModule):
+    """Energy-based model p(y | x) of boxes y on any detector's feature maps.
+
+    It knows nothing of the detector: feature maps, boxes and labels go in,
+    boxes and log-densities come out. Boxes move in the relative space of their
+    initial position (``mmdet_ebm.ops.relative_boxes``).
+
+    Args:
+        roi_extractor: Config of a ``PreciseRoIExtractor``.
+        head: Config of an ``EnergyHead``.
+        loss: Config of a training method, such as ``NCEPlusLoss``.
+        num_steps: Ascent steps.
+        step_length: Step lengths for the centre and the size.
+        step_decay: Factor on a box's steps after a step that was refused.
+        min_box_size: Boxes with a side below this many network-input pixels
+            are neither trained on nor moved: their features lie within one
+            cell, and their noise is far below a pixel.
+        fix_level: Pool a box from the level of its initial position
+            throughout. False follows the published code, which picks the
+            level anew at every step, so that f jumps where the level changes.
+        init_cfg: mmengine's initialisation.
+
+    Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
+    arXiv 2005.01698, section 5.1 and its supplement.
+    """
+
+    def __init__(self,
+                 roi_extractor: dict,
+                 head: dict,
+                 loss: dict,
+                 num_steps: int = 10,
+                 step_length: tuple[float, float] = (80e-5, 32e-4),
+                 step_decay: float = 0.5,
+                 min_box_size: float = 2.0,
+                 fix_level: bool = True,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if len(step_length) != 2 or min(step_length) < 0:
+            raise ValueError('step_length must be two numbers, for centre and '
+                             f'size, not negative; got {step_length}')
+        self.roi_extractor = MODELS.build(roi_extractor)
+        self.head = MODELS.build(head)
+        self.loss_energy = MODELS.build(loss)
+        self.num_steps = num_steps
+        self.step_length = tuple(step_length)
+        self.step_decay = step_decay
+        self.min_box_size = min_box_size
+        self.fix_level = fix_level
+
+    # ------------------------------------------------------------ the model
+
+    def surface(
+        self,
+        features: Sequence[Tensor],
+        image_sizes: Optional[Sequence[tuple[int, int]]] = None
+    ) -> FeatureSurface:
+        """Prepare feature maps for all later calls on this batch.
+
+        Args:
+            features: Maps (N, C, H_l, W_l) of each level.
+            image_sizes: Height and width of each image inside its padding.
+        """
+        # Ordinary tensors even under inference_mode: the ascent saves them
+        # for its backward passes.
+        with torch.inference_mode(False):
+            return self.roi_extractor.surface(features, image_sizes)
+
+    def logdensity_fn(self, surface: FeatureSurface,
+                      reference: Boxes) -> LogDensityFn:
+        """f as a function of relative coordinates around ``reference``.
+
+        Returns:
+            t (R, S, 4) -> f (R, S), with S candidates for each of R boxes.
+        """
+        initial_level = self.roi_extractor.map_roi_levels(reference.corners)
+
+        def logdensity(relative: Tensor) -> Tensor:
+            rows, samples = relative.shape[:2]
+            corners = relative_to_boxes(
+                relative, reference.corners[:, None].to(relative.dtype))
+            corners = corners.flatten(0, 1)
+            if self.fix_level:
+                level = initial_level.repeat_interleave(
+                    samples, output_size=rows * samples)
+            else:
+                level = self.roi_extractor.map_roi_levels(corners)
+            expand = lambda t: t[:, None].expand(  # noqa: E731
+                rows, samples).reshape(-1)
+            pooled = self.roi_extractor.pool(
+                surface, corners, expand(reference.image_index), level)
+            return self.head(pooled, expand(reference.labels)).view(
+                rows, samples)
+
+        return logdensity
+
+    @torch.no_grad()
+    def logdensity(self, surface: FeatureSurface, boxes: Boxes) -> Tensor:
+        """f (R,) of boxes as they are."""
+        level = self.roi_extractor.map_roi_levels(boxes.corners)
+        values = []
+        for rows in torch.arange(
+                len(level), device=level.device).split(_BOXES_PER_CHUNK):
+            pooled = self.roi_extractor.pool(surface, boxes.corners[rows],
+                                             boxes.image_index[rows],
+                                             level[rows])
+            values.append(self.head(pooled, boxes.labels[rows]))
+        return torch.cat(values)
+
+    # ------------------------------------------------------------- training
+
+    def loss(self, features: Sequence[Tensor], gt_boxes: Sequence[Tensor],
+             gt_labels: Sequence[Tensor],
+             image_sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The training method's loss, averaged over the objects of the batch.
+
+        Args:
+            features: Maps (N, C, H_l, W_l) of each level. Their gradients are
+                computed only if they require them.
+            gt_boxes: (K_i, 4) corners of each image, in network-input pixels.
+            gt_labels: (K_i,) int64 of each image.
+            image_sizes: Height and width of each image inside its padding.
+
+        Returns:
+            ``dict(loss_energy=...)``; zero with a graph without any object.
+        """
+        boxes = Boxes.from_images(gt_boxes, gt_labels)
+        weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
+        surface = self.roi_extractor.surface(features, image_sizes)
+        loss = self.loss_energy(
+            self.logdensity_fn(surface, boxes),
+            torch.zeros_like(boxes.corners),
+            weight=weight,
+            avg_factor=reduce_mean(weight.sum()).clamp(min=1))
+        return dict(loss_energy=loss)
+
+    # ----------------------------------------------------------- refinement
+
+    def refine(self, surface: FeatureSurface, boxes: Boxes,
+               image_sizes: Sequence[tuple[int, int]]) -> RefinedBoxes:
+        """Move boxes uphill on f.
+
+        Args:
+            surface: From :meth:`surface`.
+            boxes: Detections; each is the reference of its own ascent.
+            image_sizes: Height and width of each image, to clip to.
+        """
+        with torch.inference_mode(False):
+            # Clones of what may be inference tensors, which autograd refuses.
+            boxes = Boxes(boxes.corners.clone(), boxes.labels.clone(),
+                          boxes.image_index.clone(), boxes.counts)
+            moves = self._is_refinable(boxes.corners)[:, None, None]
+            full = self.logdensity_fn(surface, boxes)
+            centre, size = self.step_length
+            result = gradient_ascent(
+                # A box that must not move gets no gradient.
+                lambda t: full(torch.where(moves, t, t.detach())),
+                boxes.corners.new_zeros(len(boxes.labels), 1, 4),
+                (centre, centre, size, size), self.num_steps, self.step_decay)
+            refined = relative_to_boxes(result.y[:, 0], boxes.corners)
+            refined = torch.where(moves[:, 0], refined, boxes.corners)
+            pieces = [
+                _clip(piece, size) for (piece, ), size in zip(
+                    boxes.split(refined), image_sizes, strict=True)
+            ]
+        accepted = result.num_accepted[:, 0] * moves[:, 0, 0]
+        return RefinedBoxes(
+            torch.cat(pieces), result.logdensity[:, 0],
+            result.initial_logdensity[:, 0], accepted)
+
+    def _is_refinable(self, corners: Tensor) -> Tensor:
+        sides = corners[:, 2:] - corners[:, :2]
+        return (sides >= self.min_box_size).all(1)
+
+
+def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:
+    height, width = image_size
+    return torch.cat([corners[:, 0::2].clamp(0, width),
+                      corners[:, 1::2].clamp(0, height)], 1)[:, [0, 2, 1, 3]]

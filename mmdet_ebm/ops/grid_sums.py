@@ -1,0 +1,321 @@
+r"""Weighted sums of feature cells on tensor-product grids, smooth in the grid.
+
+Everything here evaluates, for K grids at once,
+
+.. math:: G[k, p, q] = \sum_{i, j} A_y[k, p, i]\, A_x[k, q, j]\, f[k, i, j]
+
+where the rows of :math:`A_x` and :math:`A_y` come from the grids' edge
+coordinates by a *rule*. A rule has few non-zero weights per row (its taps), so
+a grid value is a short bag of table rows; nothing of size K x C x H x W exists.
+
+The gradient with respect to an edge is again such a sum under another rule
+(:attr:`Rule.derivative`), and the gradient with respect to the table is its
+adjoint. So the two autograd functions below are differentiable any number of
+times in table and edges.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+# Upper bound on the gathered weights of one chunk; keeps the working set of a
+# step near the caches on a CPU and bounds the memory of the adjoint anywhere.
+_TAPS_PER_CHUNK = 1 << 21
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Where the cells of each of the K grids lie in the flat table.
+
+    Attributes:
+        base: (K,) int64, table row of the grid's cell (0, 0).
+        width: (K,) int64, number of cells in a row of its map.
+        height: (K,) int64, number of rows of its map.
+        num_rows: Rows of the table.
+    """
+    base: Tensor
+    width: Tensor
+    height: Tensor
+    num_rows: int
+
+    def __getitem__(self, item) -> 'GridLayout':
+        return GridLayout(self.base[item], self.width[item],
+                          self.height[item], self.num_rows)
+
+
+# --------------------------------------------------------------------------
+# Rules: edges (K, E) and axis sizes (K,) -> cell indices and weights (K, Q, n)
+
+
+def _cell_of(edges: Tensor) -> Tensor:
+    """Index of the cell at or before each coordinate; safe for NaN and inf."""
+    return edges.detach().nan_to_num(0.0).clamp(-2**30, 2**30).floor().long()
+
+
+def _extent(edges: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last cell under each bin, cut to the map's reach [-1, N]."""
+    inside = torch.minimum(edges.detach().nan_to_num(0.0).clamp(min=-1),
+                           sizes[:, None].to(edges.dtype))
+    return inside[:, :-1].floor().long(), inside[:, 1:].ceil().long()
+
+
+def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+    """Mean of the linear interpolant over [e_q, e_q+1]: Q = E - 1 rows."""
+    first = _extent(edges, sizes)[0]
+    cells = first[..., None] + torch.arange(num_taps, device=edges.device)
+    left = edges[:, :-1, None] - cells
+    right = edges[:, 1:, None] - cells
+    # The hat's two linear pieces; a product of a length and a mean height has
+    # no cancellation, however short the bin.
+    l0, r0 = left.clamp(-1, 0), right.clamp(-1, 0)
+    l1, r1 = left.clamp(0, 1), right.clamp(0, 1)
+    integral = (r0 - l0) * (1 + (l0 + r0) / 2) + (r1 - l1) * (1 -
+                                                              (l1 + r1) / 2)
+    length = edges[:, 1:, None] - edges[:, :-1, None]
+    weights = integral / torch.where(length > 0, length, 1)
+    # Written so that NaN stays NaN: an invalid box must not look like a zero.
+    return cells, torch.where(length <= 0, 0, weights)
+
+
+def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+    """The linear interpolant at each edge: Q = E rows, 2 taps."""
+    del sizes, num_taps
+    first = _cell_of(edges)
+    u = edges - first
+    return (torch.stack([first, first + 1], -1), torch.stack([1 - u, u], -1))
+
+
+def _slope_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+    """The interpolant's derivative at each edge (from the right at a cell)."""
+    cells, weights = _value_taps(edges, sizes, num_taps)
+    sign = torch.stack([-torch.ones_like(edges), torch.ones_like(edges)], -1)
+    return cells, sign + 0 * weights
+
+
+def _prefix_taps(order: int):
+    """Taps into prefix sums S[r] = f[0] + .. + f[r-1] (N + 1 of them).
+
+    With cell j = floor(x) and u = x - j, the integral of the interpolant up to
+    x is S[j] + a f[j] + b f[j+1], a = 1 - (1-u)^2/2 and b = u^2/2, which is a
+    combination of S[j], S[j+1] and S[j+2]. ``order`` differentiates it.
+    """
+
+    def taps(edges: Tensor, sizes: Tensor, num_taps: int):
+        del num_taps
+        last = sizes[:, None].to(edges.dtype)
+        # Beyond [-1, N] the integral is constant.
+        x = torch.minimum(edges.clamp(min=-1), last)
+        cell = _cell_of(x)
+        u = x - cell
+        if order == 0:
+            a, b = 1 - (1 - u).square() / 2, u.square() / 2
+            weights = (1 - a, a - b, b)
+        elif order == 1:
+            weights = (u - 1, 1 - 2 * u, u)
+        else:
+            inside = ((edges > -1) & (edges < last)).to(edges.dtype) + 0 * u
+            weights = (inside, -2 * inside, inside)
+        cells = torch.stack([cell, cell + 1, cell + 2], -1)
+        # S has a row more than f, and S[r] = S[N] beyond.
+        return cells.clamp(min=0).minimum(sizes[:, None, None]), torch.stack(
+            weights, -1)
+
+    return taps
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How edge coordinates become weights along one axis.
+
+    Attributes:
+        taps: ``(edges, sizes, num_taps) -> (cells, weights)``, both (K, Q, n).
+        derivative: Rule of the derivative with respect to the edges, or None
+            where it is zero almost everywhere.
+        is_mean: Rows belong to the bins between edges rather than to edges.
+        fixed_taps: Number of taps, or None where it depends on the bins.
+        extra: Table cells along the axis beyond the map's size.
+    """
+    taps: Callable
+    derivative: Optional['Rule'] = None
+    is_mean: bool = False
+    fixed_taps: Optional[int] = None
+    extra: int = 0
+
+
+SLOPE = Rule(_slope_taps, fixed_taps=2)
+VALUE = Rule(_value_taps, SLOPE, fixed_taps=2)
+MEAN = Rule(_mean_taps, VALUE, is_mean=True)
+
+PREFIX_SLOPE = Rule(_prefix_taps(2), fixed_taps=3, extra=1)
+PREFIX_VALUE = Rule(_prefix_taps(1), PREFIX_SLOPE, fixed_taps=3, extra=1)
+PREFIX_INTEGRAL = Rule(_prefix_taps(0), PREFIX_VALUE, fixed_taps=3, extra=1)
+
+
+# --------------------------------------------------------------------------
+# From rules to bags of table rows
+
+
+def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
+          num_taps: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Table rows and weights of each grid value, both (K * P * Q, n)."""
+    rows, row_weights = rules[0].taps(y, layout.height, num_taps[0])
+    cols, col_weights = rules[1].taps(x, layout.width, num_taps[1])
+    height = (layout.height + rules[0].extra)[:, None, None]
+    width = (layout.width + rules[1].extra)[:, None, None]
+    row_weights = torch.where((rows >= 0) & (rows < height), row_weights, 0)
+    col_weights = torch.where((cols >= 0) & (cols < width), col_weights, 0)
+    rows = rows.clamp(min=0).minimum(height - 1) * width
+    cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
+    index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
+    weights = (row_weights[:, :, None, :, None] *
+               col_weights[:, None, :, None, :])
+    bag = num_taps[0] * num_taps[1]
+    return index.reshape(-1, bag), weights.reshape(-1, bag)
+
+
+def _chunks(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule,
+                                                                   Rule]):
+    """Yield ``(grids, num_taps)``: which of the K grids, and the tap counts.
+
+    Rules with fixed taps give chunks of equal size without looking at any
+    value. The mean rule's tap count depends on the bins: there the grids are
+    sorted by extent, so that small boxes do not pay for large ones. That reads
+    values back and is meant for the CPU, where it costs nothing.
+    """
+    num_grids = y.shape[0]
+    num_values = y.shape[1] * x.shape[1]
+    if not rules[0].is_mean and not rules[1].is_mean:
+        taps = (rules[0].fixed_taps, rules[1].fixed_taps)
+        size = max(1, _TAPS_PER_CHUNK // (num_values * taps[0] * taps[1]))
+        for start in range(0, num_grids, size):
+            yield slice(start, start + size), taps
+        return
+    spans = []
+    for edges, sizes, rule in ((y, layout.height, rules[0]),
+                               (x, layout.width, rules[1])):
+        if rule.is_mean:
+            first, last = _extent(edges, sizes)
+            spans.append((last - first + 1).clamp(min=1).amax(1))
+        else:
+            spans.append(torch.full_like(sizes, rule.fixed_taps))
+    spans = torch.stack(spans, 1)
+    order = spans.prod(1).argsort()
+    start = 0
+    while start < num_grids:
+        # The last grid of a chunk is its largest; shrink until it fits.
+        stop = min(num_grids, start + 1024)
+        while True:
+            taps = spans[order[start:stop]].amax(0).tolist()
+            cost = (stop - start) * num_values * taps[0] * taps[1]
+            if cost <= _TAPS_PER_CHUNK or stop - start == 1:
+                break
+            stop = start + (stop - start) // 2
+        yield order[start:stop], tuple(taps)
+        start = stop
+
+
+def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
+    return (y.shape[0], y.shape[1] - rules[0].is_mean,
+            x.shape[1] - rules[1].is_mean)
+
+
+def _edge_gradients(table: Tensor, grad: Tensor, y: Tensor, x: Tensor,
+                    layout: GridLayout, rules: tuple[Rule, Rule],
+                    needs: tuple[bool, bool]):
+    """Gradients of ``(grid_sum(table, ...) * grad).sum()`` in y and x."""
+    grads = [None, None]
+    total = None
+    for axis, (edges, rule) in enumerate(((y, rules[0]), (x, rules[1]))):
+        if not needs[axis] or rule.derivative is None:
+            continue
+        below = tuple(
+            rule.derivative if a == axis else rules[a] for a in (0, 1))
+        slopes = GridSum.apply(table, y, x, layout, below)
+        if not rule.is_mean:
+            grads[axis] = (slopes * grad).sum((3, 2 - axis))
+            continue
+        # mean = integral / length: d/de_hi = (value_hi - mean) / length and
+        # d/de_lo = (mean - value_lo) / length.
+        if total is None:
+            total = GridSum.apply(table, y, x, layout, rules)
+        dim = 1 + axis
+        n = edges.shape[1] - 1
+        length = edges[:, 1:] - edges[:, :-1]
+        length = torch.where(length > 0, length, float('inf'))
+        hi = ((slopes.narrow(dim, 1, n) - total) * grad).sum(
+            (3, 2 - axis)) / length
+        lo = ((total - slopes.narrow(dim, 0, n)) * grad).sum(
+            (3, 2 - axis)) / length
+        grads[axis] = F.pad(hi, (1, 0)) + F.pad(lo, (0, 1))
+    return grads
+
+
+class GridSum(Function):
+    """``(table (L, C), y (K, Ey), x (K, Ex)) -> (K, P, Q, C)`` under rules."""
+
+    @staticmethod
+    def forward(ctx, table, y, x, layout, rules):
+        ctx.save_for_backward(table, y, x)
+        ctx.layout, ctx.rules = layout, rules
+        shape = _grid_shape(y, x, rules)
+        channels = table.shape[1]
+        pieces, orders = [], []
+        for grids, taps in _chunks(y, x, layout, rules):
+            index, weights = _bags(y[grids], x[grids], layout[grids], rules,
+                                   taps)
+            pieces.append(
+                F.embedding_bag(index, table, mode='sum',
+                                per_sample_weights=weights.to(table.dtype)))
+            orders.append(grids)
+        if not pieces:
+            return table.new_zeros(*shape, channels)
+        out = torch.cat(pieces).view(*shape, channels)
+        if isinstance(orders[0], Tensor):
+            order = torch.cat(orders)
+            out = torch.empty_like(out).index_copy_(0, order, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        table, y, x = ctx.saved_tensors
+        grad_table = None
+        if ctx.needs_input_grad[0]:
+            grad_table = GridScatter.apply(grad, y, x, ctx.layout, ctx.rules)
+        grad_y, grad_x = _edge_gradients(table, grad, y, x, ctx.layout,
+                                         ctx.rules, ctx.needs_input_grad[1:3])
+        return grad_table, grad_y, grad_x, None, None
+
+
+class GridScatter(Function):
+    """Adjoint of :class:`GridSum` in its table: (K, P, Q, C) -> (L, C)."""
+
+    @staticmethod
+    def forward(ctx, values, y, x, layout, rules):
+        ctx.save_for_backward(values, y, x)
+        ctx.layout, ctx.rules = layout, rules
+        channels = values.shape[-1]
+        table = values.new_zeros(layout.num_rows, channels)
+        for grids, taps in _chunks(y, x, layout, rules):
+            index, weights = _bags(y[grids], x[grids], layout[grids], rules,
+                                   taps)
+            # One tap of every bag at a time bounds the memory by the output's.
+            flat = values[grids].reshape(-1, channels)
+            for tap in range(index.shape[1]):
+                table.index_add_(
+                    0, index[:, tap],
+                    flat * weights[:, tap, None].to(values.dtype))
+        return table
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, y, x = ctx.saved_tensors
+        grad_values = None
+        if ctx.needs_input_grad[0]:
+            grad_values = GridSum.apply(grad, y, x, ctx.layout, ctx.rules)
+        grad_y, grad_x = _edge_gradients(grad, values, y, x, ctx.layout,
+                                         ctx.rules, ctx.needs_input_grad[1:3])
+        return grad_values, grad_y, grad_x, None, None

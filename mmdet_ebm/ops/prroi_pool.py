@@ -1,0 +1,225 @@
+r"""Precise RoI pooling: the exact mean of the feature surface over each bin.
+
+A feature map is read as the continuous surface
+
+.. math:: F(x, y) = \sum_{ij} f_{ij}\, \Lambda(x - j)\, \Lambda(y - i),
+          \qquad \Lambda(t) = \max(0, 1 - |t|)
+
+(zero outside the map), and a bin's value is the integral of F over the bin
+divided by its area. Box coordinates times ``spatial_scale`` are used as they
+are, without a half-pixel shift; a bin without area gives 0. Outputs have
+gradients in features and boxes, and those have gradients again, to any order.
+
+Source: "Acquisition of Localization Confidence for Accurate Object
+Detection", ECCV 2018, arXiv 1807.11590, section 3.3.
+"""
+
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
+
+METHODS = ('auto', 'cells', 'prefix')
+
+
+class FeatureSurface:
+    """The feature levels of a batch, prepared once to be pooled many times.
+
+    Two exact methods share one interface. ``'cells'`` sums the cells under
+    each bin, in the features' precision; how many there are must be read back,
+    which is free on a CPU. ``'prefix'`` reads the corners of each bin from
+    prefix sums in float64: its cost does not depend on the box size and no
+    shape on any value, so nothing waits for a GPU.
+
+    Args:
+        features: One map (N, C, H_l, W_l) for each level. Half precision is
+            pooled in float32.
+        spatial_scales: Feature cells per network-input pixel, for each level.
+        image_sizes: Height and width of each image in network-input pixels.
+            Given, a map ends where its image does: cells that only batch
+            padding created count as outside, so that a box's value does not
+            depend on the images it is batched with.
+        method: ``'cells'``, ``'prefix'`` or ``'auto'`` (cells on a CPU).
+
+    Raises:
+        ValueError: On maps that do not form a pyramid of one batch.
+    """
+
+    def __init__(self,
+                 features: Sequence[Tensor],
+                 spatial_scales: Sequence[float],
+                 image_sizes: Optional[Sequence[tuple[int, int]]] = None,
+                 method: str = 'auto') -> None:
+        _check_features(features, spatial_scales, image_sizes, method)
+        first = features[0]
+        if method == 'auto':
+            method = 'cells' if first.device.type == 'cpu' else 'prefix'
+        self.method = method
+        self.num_images, self.channels = first.shape[:2]
+        self.num_levels = len(features)
+        self.dtype = (torch.float64
+                      if first.dtype == torch.float64 else torch.float32)
+        rule = PREFIX_INTEGRAL if method == 'prefix' else MEAN
+        self._rules = (rule, rule)
+
+        blocks, bases = [], []
+        num_rows = 0
+        for feature, scale in zip(features, spatial_scales):
+            cells = feature.permute(0, 2, 3, 1).to(self.dtype)
+            if image_sizes is not None:
+                cells = cells * _inside_images(cells, scale, image_sizes)
+            if method == 'prefix':
+                cells = nn.functional.pad(cells.double(), (0, 0, 1, 0, 1, 0))
+                cells = cells.cumsum(1).cumsum(2)
+            bases.append(num_rows)
+            num_rows += cells.shape[0] * cells.shape[1] * cells.shape[2]
+            blocks.append(cells.reshape(-1, self.channels))
+        self._table = torch.cat(blocks)
+        heights = [f.shape[2] for f in features]
+        widths = [f.shape[3] for f in features]
+        extra = rule.extra
+        # Filled, not copied from the host: a copy would wait for the device.
+        as_ints = lambda values: torch.stack(  # noqa: E731
+            [first.new_full((), v, dtype=torch.int64) for v in values])
+        self._heights, self._widths = as_ints(heights), as_ints(widths)
+        self._bases = as_ints(bases)
+        self._image_rows = as_ints(
+            [(h + extra) * (w + extra) for h, w in zip(heights, widths)])
+        self._scales = torch.stack([
+            first.new_full((), s, dtype=self.dtype) for s in spatial_scales])
+
+    def pool(self, boxes: Tensor, image_index: Tensor, level: Tensor,
+             output_size: tuple[int, int]) -> Tensor:
+        """Mean of the surface over the bins of each box.
+
+        Args:
+            boxes: (R, 4) corners x1, y1, x2, y2 in network-input pixels.
+            image_index: (R,) int64, the image each box lies in.
+            level: (R,) int64, the level each box is pooled from.
+            output_size: Number of bins along y and x, (P, Q).
+
+        Returns:
+            (R, C, P, Q) in float32, float64 for float64 features.
+        """
+        layout = GridLayout(
+            base=self._bases[level] + image_index * self._image_rows[level],
+            width=self._widths[level],
+            height=self._heights[level],
+            num_rows=self._table.shape[0])
+        scaled = boxes.to(self.dtype) * self._scales[level][:, None]
+        if self.method == 'prefix':
+            scaled = scaled.double()
+        x = _bin_edges(scaled[:, 0], scaled[:, 2], output_size[1])
+        y = _bin_edges(scaled[:, 1], scaled[:, 3], output_size[0])
+        pooled = GridSum.apply(self._table, y, x, layout, self._rules)
+        if self.method == 'prefix':
+            pooled = pooled.diff(dim=1).diff(dim=2)
+            lengths = y.diff(dim=1)[:, :, None] * x.diff(dim=1)[:, None, :]
+            empty = ((scaled[:, 2] <= scaled[:, 0])
+                     | (scaled[:, 3] <= scaled[:, 1]))[:, None, None]
+            pooled = pooled / torch.where(empty, 1, lengths)[..., None]
+            pooled = torch.where(empty[..., None], 0, pooled)
+        return pooled.permute(0, 3, 1, 2).to(self.dtype)
+
+
+def prroi_pool(features: Tensor,
+               rois: Tensor,
+               output_size: Union[int, tuple[int, int]],
+               spatial_scale: float = 1.0,
+               method: str = 'auto') -> Tensor:
+    """Precise RoI pooling of one feature map.
+
+    Args:
+        features: (N, C, H, W) in float32, float64, or half precision, which is
+            pooled in float32.
+        rois: (K, 5): index of the image, then x1, y1, x2, y2 in the frame that
+            ``spatial_scale`` maps to feature cells.
+        output_size: Number of bins, one number or (along y, along x).
+        spatial_scale: Feature cells per unit of the rois.
+        method: See :class:`FeatureSurface`.
+
+    Returns:
+        (K, C, P, Q) in float32, or float64 for float64 features. Zero for rois
+        without area or outside the map.
+
+    Raises:
+        ValueError: On wrong shapes.
+    """
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError('rois must have the shape (K, 5): image index, x1, '
+                         f'y1, x2, y2; got {tuple(rois.shape)}')
+    surface = FeatureSurface([features], [spatial_scale], method=method)
+    image_index = rois[:, 0].detach().long()
+    return surface.pool(rois[:, 1:], image_index,
+                        torch.zeros_like(image_index), _pair(output_size))
+
+
+class PrRoIPool(nn.Module):
+    """:func:`prroi_pool` as a layer, for example of mmdet's RoI extractors.
+
+    Args:
+        output_size: Number of bins, one number or (along y, along x).
+        spatial_scale: Feature cells per network-input pixel.
+    """
+
+    def __init__(self,
+                 output_size: Union[int, tuple[int, int]],
+                 spatial_scale: float = 1.0) -> None:
+        super().__init__()
+        self.output_size = _pair(output_size)
+        self.spatial_scale = spatial_scale
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """See :func:`prroi_pool`."""
+        return prroi_pool(features, rois, self.output_size,
+                          self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        return (f'output_size={self.output_size}, '
+                f'spatial_scale={self.spatial_scale}')
+
+
+def _pair(size: Union[int, Sequence[int]]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError('output_size must be one or two positive integers, '
+                         f'got {size}')
+    return pair
+
+
+def _bin_edges(start: Tensor, stop: Tensor, num_bins: int) -> Tensor:
+    """(R, num_bins + 1) edges; the outer ones are the box's own sides."""
+    steps = torch.arange(num_bins + 1, device=start.device,
+                         dtype=start.dtype) / num_bins
+    return torch.lerp(start[:, None], stop[:, None], steps)
+
+
+def _inside_images(cells: Tensor, scale: float,
+                   image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """(N, H, W, 1) mask of the cells that cover a part of their image."""
+    _, height, width, _ = cells.shape
+    rows = torch.arange(height, device=cells.device)
+    cols = torch.arange(width, device=cells.device)
+    masks = [((rows < h * scale)[:, None] & (cols < w * scale)[None])
+             for h, w in image_sizes]
+    return torch.stack(masks)[..., None].to(cells.dtype)
+
+
+def _check_features(features, spatial_scales, image_sizes, method) -> None:
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {METHODS}, got {method!r}')
+    if len(features) == 0 or len(features) != len(spatial_scales):
+        raise ValueError('expected one spatial scale for each feature level, '
+                         f'got {len(features)} levels and '
+                         f'{len(spatial_scales)} scales')
+    for level, feature in enumerate(features):
+        if feature.dim() != 4 or feature.shape[:2] != features[0].shape[:2]:
+            raise ValueError(
+                'features must be maps (N, C, H, W) with the same N and C, '
+                f'got {tuple(feature.shape)} at level {level} and '
+                f'{tuple(features[0].shape)} at level 0')
+    if image_sizes is not None and len(image_sizes) != len(features[0]):
+        raise ValueError(f'got {len(image_sizes)} image sizes for '
+                         f'{len(features[0])} images')

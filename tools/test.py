@@ -1,0 +1,94 @@
+"""Evaluate a checkpoint, plain or refined, as mmdet's own tool does.
+
+Every stage of the refinement can be switched from the command line, so that
+one checkpoint of an energy config gives all comparisons:
+
+  --cfg-options model.roi_head.refinement.energy_nms=False \\
+                model.roi_head.refinement.ascent=False
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mmdet_ebm  # noqa: F401  checks versions, keeps checkpoints loadable
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='test config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and metrics (default: the config\'s, else '
+        'work_dirs/<config name>)')
+    parser.add_argument(
+        '--out', help='dump the predictions to this .pkl for offline use')
+    parser.add_argument('--show', action='store_true', help='show pictures')
+    parser.add_argument(
+        '--show-dir', help='save pictures in work_dir/timestamp/SHOW_DIR')
+    parser.add_argument(
+        '--wait-time', type=float, default=2,
+        help='seconds between shown pictures (default: 2)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config entries, e.g. '
+        'model.roi_head.refinement.ascent=False key="[a,b]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher (default: none)')
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0,
+        help='set by torch.distributed.launch')
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
+    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+        parser.error(f'no checkpoint at {args.checkpoint}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    """The config file with the command line's changes applied."""
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = build_config(args)
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
