@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmdet_ebm  # noqa: F401  checks versions, keeps checkpoints loadable
 
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='resume from this checkpoint; without a value, from the latest '
-        'one in the work dir')
+        'one in the work dir, if there is one')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -76,9 +76,20 @@ def build_config(args: argparse.Namespace) -> Config:
                 f'base_batch_size=...) in {args.config}, which has '
                 f'{cfg.get("auto_scale_lr")}')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # Nothing to resume yet: start from load_from, which an energy model
+        # on a frozen detector cannot do without.
+        if find_latest_checkpoint(cfg.work_dir) is not None:
+            cfg.resume, cfg.load_from = True, None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+    if (cfg.model.get('type') == 'EnergyTwoStageDetector'
+            and cfg.model.get('freeze_detector', True)
+            and not cfg.get('resume') and not cfg.get('load_from')):
+        raise SystemExit(
+            'the detector is frozen and there is no checkpoint to take it '
+            'from: set load_from in the config or with --cfg-options '
+            'load_from=CHECKPOINT')
     return cfg
 
 

@@ -79,7 +79,7 @@ class GaussianMixtureNoise(nn.Module):
                like: Tensor,
                scale: float = 1.0,
                generator: Optional[torch.Generator] = None) -> Tensor:
-        """Offsets (..., D) of ``like``'s dtype, every sigma times ``scale``."""
+        """Offsets (..., D) in ``like``'s dtype; sigmas times ``scale``."""
         return sample_noise(shape, self.sigmas.to(like.dtype) * scale,
                             generator)
 

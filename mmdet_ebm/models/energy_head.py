@@ -3,6 +3,7 @@
 from typing import Optional, Union
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -81,7 +82,15 @@ class EnergyHead(BaseModule):
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
-        logdensities = self.fc_logdensity(self.shared_fcs(pooled.flatten(1)))
+        # Pooling yields channels-last memory. Reordering the first layer's
+        # weights costs less than copying the pooled features of every box.
+        first, *rest = self.shared_fcs
+        weight = first.weight.view(-1, *self.in_shape).permute(0, 2, 3, 1)
+        hidden = F.linear(pooled.permute(0, 2, 3, 1).flatten(1),
+                          weight.flatten(1), first.bias)
+        for layer in rest:
+            hidden = layer(hidden)
+        logdensities = self.fc_logdensity(hidden)
         if self.class_agnostic:
             column = logdensities[:, 0]
         else:

@@ -5,10 +5,10 @@ Everything here evaluates, for K grids at once,
 .. math:: G[k, p, q] = \sum_{i, j} A_y[k, p, i]\, A_x[k, q, j]\, f[k, i, j]
 
 where the rows of :math:`A_x` and :math:`A_y` come from the grids' edge
-coordinates by a *rule*. A rule has few non-zero weights per row (its taps), so
-a grid value is a short bag of table rows; nothing of size K x C x H x W exists.
+coordinates by a *rule*. A rule has few non-zero weights per row (its taps):
+a grid value is a short bag of table rows, nothing has size K x C x H x W.
 
-The gradient with respect to an edge is again such a sum under another rule
+A gradient with respect to an edge is again such a sum, under another rule
 (:attr:`Rule.derivative`), and the gradient with respect to the table is its
 adjoint. So the two autograd functions below are differentiable any number of
 times in table and edges.
@@ -261,22 +261,15 @@ class GridSum(Function):
     def forward(ctx, table, y, x, layout, rules):
         ctx.save_for_backward(table, y, x)
         ctx.layout, ctx.rules = layout, rules
-        shape = _grid_shape(y, x, rules)
-        channels = table.shape[1]
-        pieces, orders = [], []
+        shape = (*_grid_shape(y, x, rules), table.shape[1])
+        out = table.new_empty(shape)
         for grids, taps in _chunks(y, x, layout, rules):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
-            pieces.append(
-                F.embedding_bag(index, table, mode='sum',
-                                per_sample_weights=weights.to(table.dtype)))
-            orders.append(grids)
-        if not pieces:
-            return table.new_zeros(*shape, channels)
-        out = torch.cat(pieces).view(*shape, channels)
-        if isinstance(orders[0], Tensor):
-            order = torch.cat(orders)
-            out = torch.empty_like(out).index_copy_(0, order, out)
+            out[grids] = F.embedding_bag(
+                index, table, mode='sum',
+                per_sample_weights=weights.to(table.dtype)).view(
+                    -1, *shape[1:])
         return out
 
     @staticmethod

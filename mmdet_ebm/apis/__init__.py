@@ -1,0 +1,9 @@
+"""Inference on images and folders."""
+
+from .inference import (InferenceReport, build_model, infer_folder,
+                        list_images, predict_images)
+
+__all__ = [
+    'InferenceReport', 'build_model', 'infer_folder', 'list_images',
+    'predict_images'
+]

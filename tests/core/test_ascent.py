@@ -1,0 +1,126 @@
+"""Gradient ascent: fixed points, control of the steps, cost, modes."""
+
+import pytest
+import torch
+
+from mmdet_ebm.core import gradient_ascent
+
+PEAK = torch.tensor([1.0, -2.0])
+
+
+def bowl(y):
+    return -0.5 * (y - PEAK).square().sum(-1)
+
+
+def test_one_step_is_the_gradient_times_each_dimensions_step():
+    init = torch.zeros(1, 1, 2)
+    result = gradient_ascent(bowl, init, (0.1, 0.2), num_steps=1)
+    torch.testing.assert_close(result.y[0, 0], torch.tensor([0.1, -0.4]))
+    assert result.num_accepted.tolist() == [[1]]
+    torch.testing.assert_close(result.logdensity, bowl(result.y))
+    torch.testing.assert_close(result.initial_logdensity, bowl(init))
+
+
+def test_converges_to_the_peak():
+    init = torch.randn(4, 3, 2) * 5
+    result = gradient_ascent(bowl, init, (0.5, 0.5), num_steps=40)
+    assert (result.y - PEAK).abs().max() < 1e-4
+
+
+def test_log_density_never_falls_even_with_huge_steps():
+    init = torch.randn(50, 2, 2)
+    result = gradient_ascent(bowl, init, (5.0, 5.0), num_steps=6)
+    assert (result.logdensity >= bowl(init)).all()
+    torch.testing.assert_close(result.logdensity, bowl(result.y))
+
+
+def test_refused_steps_shrink_only_that_candidates_step():
+    """Gradient 2 at distance 2. Step 3 overshoots, 1.5 and 0.75 do not."""
+    seen = []
+
+    def watched(y):
+        seen.append(y.detach().clone())
+        return -0.5 * y[..., 0].square()
+
+    init = torch.tensor([[[2.0]], [[0.0]]])
+    result = gradient_ascent(watched, init, (3.0, ), num_steps=2)
+    # 2 - 3 * 2 = -4 is refused (f = -8 < -2); then 2 - 1.5 * 2 = -1 is kept.
+    assert [y[0, 0, 0].item() for y in seen] == [2.0, -4.0, -1.0]
+    assert result.num_accepted[:, 0].tolist() == [1, 2]
+    assert result.y[:, 0, 0].tolist() == [-1.0, 0.0]
+
+
+def test_steps_into_nan_are_refused():
+    def cliff(y):
+        value = y[..., 0]
+        return torch.where(value > 1, torch.nan, value)
+
+    result = gradient_ascent(cliff, torch.tensor([[[0.9]]]), (0.4, ), 3)
+    # 1.3 and 1.1 are NaN; 1.0 is not.
+    assert result.y.item() == pytest.approx(1.0)
+    assert result.num_accepted.item() == 1
+
+
+def test_evaluations_are_shared_between_check_and_gradient():
+    """n steps: n + 1 evaluations, the last of them without a graph."""
+    calls = []
+
+    def counted(y):
+        calls.append(y.requires_grad)
+        return bowl(y)
+
+    gradient_ascent(counted, torch.zeros(1, 1, 2), (0.1, 0.1), num_steps=5)
+    assert calls == [True] * 5 + [False]
+
+
+def test_zero_steps_only_evaluate():
+    init = torch.randn(2, 1, 2)
+    result = gradient_ascent(bowl, init, (0.1, 0.1), num_steps=0)
+    assert torch.equal(result.y, init)
+    torch.testing.assert_close(result.logdensity, bowl(init))
+
+
+def test_parameters_get_no_gradient_and_results_no_graph():
+    weight = torch.ones(2, requires_grad=True)
+    result = gradient_ascent(lambda y: -(weight * y.square()).sum(-1),
+                             torch.ones(1, 1, 2), (0.1, 0.1), 3)
+    assert weight.grad is None
+    assert not result.y.requires_grad and not result.logdensity.requires_grad
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_switched_off(mode):
+    expected = gradient_ascent(bowl, torch.zeros(1, 1, 2), (0.1, 0.1)).y
+    with mode():
+        result = gradient_ascent(bowl, torch.zeros(1, 1, 2), (0.1, 0.1))
+    torch.testing.assert_close(result.y, expected)
+
+
+def test_a_candidates_path_does_not_depend_on_the_batch():
+    init = torch.randn(6, 1, 2)
+    together = gradient_ascent(bowl, init, (1.9, 1.9), 4).y
+    alone = torch.cat([gradient_ascent(bowl, init[i:i + 1], (1.9, 1.9), 4).y
+                       for i in range(6)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_no_candidates():
+    result = gradient_ascent(bowl, torch.zeros(0, 1, 2), (0.1, 0.1))
+    assert result.y.shape == (0, 1, 2) and result.logdensity.shape == (0, 1)
+
+
+def test_start_is_not_changed():
+    init = torch.zeros(1, 1, 2)
+    gradient_ascent(bowl, init, (0.1, 0.1))
+    assert (init == 0).all()
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(init=torch.zeros(3, 2), step_length=(0.1, 0.1)),
+    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, )),
+    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), num_steps=-1),
+    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), step_decay=1.0),
+])
+def test_wrong_arguments_are_named(arguments):
+    with pytest.raises(ValueError, match='expected'):
+        gradient_ascent(bowl, **arguments)

@@ -1,0 +1,75 @@
+"""The energy head: class columns, layout, initialisation, errors."""
+
+import pytest
+import torch
+
+from mmdet_ebm.models import EnergyHead
+
+
+def head(**kwargs):
+    options = dict(num_classes=3, in_channels=4, roi_feat_size=2,
+                   fc_out_channels=8)
+    built = EnergyHead(**{**options, **kwargs})
+    built.init_weights()
+    return built
+
+
+def test_each_box_reads_its_class():
+    energy = head()
+    energy.fc_logdensity.weight.data.normal_()
+    pooled = torch.randn(5, 4, 2, 2)
+    columns = torch.stack(
+        [energy(pooled, torch.full((5, ), c)) for c in range(3)], 1)
+    labels = torch.tensor([2, 0, 1, 1, 2])
+    torch.testing.assert_close(energy(pooled, labels),
+                               columns[torch.arange(5), labels])
+    assert not torch.allclose(columns[:, 0], columns[:, 1])
+
+
+def test_equals_plain_layers_on_the_usual_flattening():
+    """The first layer's weights are (out, C * P * Q), as in other heads."""
+    energy = head(class_agnostic=True)
+    pooled = torch.randn(5, 4, 2, 2)
+    hidden = energy.shared_fcs(pooled.flatten(1))
+    expected = energy.fc_logdensity(hidden)[:, 0]
+    labels = torch.zeros(5, dtype=torch.long)
+    torch.testing.assert_close(energy(pooled, labels), expected)
+    torch.testing.assert_close(
+        energy(pooled.contiguous(memory_format=torch.channels_last), labels),
+        expected)
+
+
+def test_published_initialisation():
+    energy = head(num_classes=200, fc_out_channels=500)
+    first = energy.shared_fcs[0]
+    bound = (3 / first.in_features)**0.5  # uniform fan-in, a = 1
+    assert first.weight.abs().max() <= bound
+    assert first.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert energy.fc_logdensity.weight.std().item() == pytest.approx(
+        1e-3, rel=0.05)
+    assert (energy.fc_logdensity.bias == 0).all()
+
+
+def test_activation_is_configurable():
+    energy = head(act_cfg=dict(type='SiLU'))
+    kinds = {type(layer).__name__ for layer in energy.shared_fcs}
+    assert kinds == {'Linear', 'SiLU'}
+
+
+def test_no_boxes_keep_the_graph():
+    energy = head()
+    energy(torch.zeros(0, 4, 2, 2), torch.zeros(0).long()).sum().backward()
+    assert all((p.grad == 0).all() for p in energy.parameters())
+
+
+def test_output_is_float32_under_autocast():
+    with torch.autocast('cpu', torch.bfloat16):
+        out = head()(torch.randn(2, 4, 2, 2), torch.tensor([0, 1]))
+    assert out.dtype == torch.float32
+
+
+def test_wrong_shapes_and_numbers_are_named():
+    with pytest.raises(ValueError, match='in_channels'):
+        head()(torch.randn(2, 5, 2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match='num_classes'):
+        head(num_classes=0)

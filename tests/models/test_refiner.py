@@ -1,0 +1,192 @@
+"""The detector-agnostic refiner: contract, levels, clipping, small boxes."""
+
+import pytest
+import torch
+
+from mmdet_ebm.models import Boxes, EnergyRefiner
+from mmdet_ebm.ops import boxes_to_relative, relative_to_boxes
+
+SIZES = [(96, 96), (80, 64)]
+
+
+def refiner(**kwargs):
+    options = dict(
+        roi_extractor=dict(type='PreciseRoIExtractor', out_channels=4),
+        head=dict(type='EnergyHead', num_classes=3, in_channels=4,
+                  fc_out_channels=16, act_cfg=dict(type='SiLU')),
+        loss=dict(type='NCEPlusLoss', num_samples=8))
+    model = EnergyRefiner(**{**options, **kwargs})
+    model.init_weights()
+    torch.nn.init.normal_(model.head.fc_logdensity.weight)
+    return model.eval()
+
+
+def features(seed=0, images=2):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(images, 4, 96 // s, 96 // s, generator=generator)
+            for s in (4, 8, 16, 32)]
+
+
+def boxes():
+    first = torch.tensor([[10., 12, 40, 50], [60., 60, 95, 95]])
+    second = torch.tensor([[5., 5, 30, 28], [20., 30, 60, 75],
+                           [1., 40, 20, 44]])
+    return Boxes.from_images([first, second],
+                             [torch.tensor([0, 2]), torch.tensor([1, 1, 0])])
+
+
+def test_boxes_of_images_are_joined_and_split():
+    joined = boxes()
+    assert joined.image_index.tolist() == [0, 0, 1, 1, 1]
+    (first, ), (second, ) = joined.split(joined.labels)
+    assert first.tolist() == [0, 2] and second.tolist() == [1, 1, 0]
+
+
+def test_relative_origin_is_the_box_itself():
+    model, reference = refiner(), boxes()
+    surface = model.surface(features(), SIZES)
+    at_origin = model.logdensity_fn(surface, reference)(torch.zeros(5, 1, 4))
+    torch.testing.assert_close(at_origin[:, 0],
+                               model.logdensity(surface, reference))
+
+
+def test_candidates_equal_boxes_evaluated_one_by_one():
+    model, reference = refiner(), boxes()
+    surface = model.surface(features(), SIZES)
+    relative = torch.randn(5, 3, 4) * 0.05
+    values = model.logdensity_fn(surface, reference)(relative)
+    corners = relative_to_boxes(relative, reference.corners[:, None])
+    for sample in range(3):
+        moved = Boxes(corners[:, sample], reference.labels,
+                      reference.image_index, reference.counts)
+        torch.testing.assert_close(values[:, sample],
+                                   model.logdensity(surface, moved),
+                                   rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_refined_boxes_have_a_larger_log_density(mode):
+    model, reference = refiner(step_length=(0.01, 0.01)), boxes()
+    with mode():
+        surface = model.surface(features(), SIZES)
+        refined = model.refine(surface, reference, SIZES)
+    moved = refined.logdensity > refined.initial_logdensity
+    assert moved.all() and (refined.num_accepted > 0).all()
+    assert not refined.corners.requires_grad
+    shift = boxes_to_relative(refined.corners, reference.corners)
+    assert (shift.abs().amax(1) > 1e-4).all()
+
+
+def test_refinement_works_on_features_made_in_inference_mode():
+    model, reference = refiner(), boxes()
+    expected = model.refine(model.surface(features(), SIZES), reference,
+                            SIZES).corners
+    with torch.inference_mode():
+        maps = [f.clone() for f in features()]
+        inference_boxes = Boxes(*(t.clone() for t in (
+            reference.corners, reference.labels, reference.image_index)),
+            reference.counts)
+        refined = model.refine(model.surface(maps, SIZES), inference_boxes,
+                               SIZES)
+    torch.testing.assert_close(refined.corners, expected)
+
+
+def test_an_image_is_refined_as_if_it_were_alone():
+    """Batched with another and padded: the same boxes."""
+    model, reference = refiner(step_length=(0.01, 0.01)), boxes()
+    maps = features()
+    together = model.refine(model.surface(maps, SIZES), reference, SIZES)
+    # Alone, the second image (80 x 64) needs maps of 20 x 16 cells and so on.
+    crops = [f[1:, :, :-(-80 // s), :-(-64 // s)]
+             for f, s in zip(maps, (4, 8, 16, 32))]
+    alone = Boxes.from_images([reference.corners[2:]], [reference.labels[2:]])
+    refined = model.refine(model.surface(crops, SIZES[1:]), alone, SIZES[1:])
+    torch.testing.assert_close(refined.corners, together.corners[2:])
+
+
+def test_refined_boxes_are_clipped_to_their_own_image():
+    model = refiner(step_length=(0.0, 0.0))
+    outside = torch.tensor([[-9., -9, 200, 200]])
+    reference = Boxes.from_images([outside, outside],
+                                  [torch.tensor([0]), torch.tensor([0])])
+    refined = model.refine(model.surface(features(), SIZES), reference, SIZES)
+    assert refined.corners.tolist() == [[0, 0, 96, 96], [0, 0, 64, 80]]
+
+
+def test_tiny_boxes_are_neither_moved_nor_trained_on():
+    model = refiner(min_box_size=4.0)
+    tiny = torch.tensor([[10., 10, 13, 40], [20., 20, 20, 20]])
+    labels = torch.tensor([0, 1])
+    reference = Boxes.from_images([tiny, tiny[:0]], [labels, labels[:0]])
+    refined = model.refine(model.surface(features(), SIZES), reference, SIZES)
+    assert torch.equal(refined.corners, tiny)
+    assert refined.num_accepted.tolist() == [0, 0]
+    loss = model.loss(features(), [tiny, tiny[:0]], [labels, labels[:0]],
+                      SIZES)['loss_energy']
+    assert loss == 0
+
+
+def test_loss_averages_over_the_objects_that_count():
+    model = refiner()
+    model.loss_energy.method.noise.sigmas.fill_(1e-6)  # every sample at truth
+    reference = boxes()
+    (first, ), (second, ) = reference.split(reference.corners)
+    labels = [reference.labels[:2], reference.labels[2:]]
+    tiny = torch.tensor([[3., 3, 4, 4]])
+    plain = model.loss(features(), [first, second], labels, SIZES)
+    more = model.loss(features(), [torch.cat([first, tiny]), second],
+                      [torch.cat([labels[0], labels[0][:1]]), labels[1]],
+                      SIZES)
+    torch.testing.assert_close(plain['loss_energy'], more['loss_energy'],
+                               rtol=0.2, atol=0)
+
+
+def test_no_objects_give_a_zero_loss_with_a_graph():
+    model = refiner()
+    none = [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2
+    loss = model.loss(features(), *none, SIZES)['loss_energy']
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_no_detections():
+    model = refiner()
+    none = Boxes.from_images([torch.zeros(0, 4)] * 2,
+                             [torch.zeros(0).long()] * 2)
+    surface = model.surface(features(), SIZES)
+    assert model.logdensity(surface, none).shape == (0, )
+    assert model.refine(surface, none, SIZES).corners.shape == (0, 4)
+
+
+def test_training_gradients_reach_every_parameter():
+    model = refiner()
+    reference = boxes()
+    loss = model.loss(features(), [reference.corners[:2],
+                                   reference.corners[2:]],
+                      [reference.labels[:2], reference.labels[2:]], SIZES)
+    loss['loss_energy'].backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_level_is_fixed_unless_the_published_way_is_asked_for():
+    """A box of 111 pixels grows by a tenth: level 0 stays, or becomes 1."""
+    reference = Boxes.from_images([torch.tensor([[0., 0, 111, 111]])],
+                                  [torch.tensor([0])])
+    grown = torch.tensor([[[0., 0, 0.1, 0.1]]])
+    maps = [torch.full((1, 4, 128 // s, 128 // s), float(i))
+            for i, s in enumerate((4, 8, 16, 32))]
+    values = {}
+    for fix_level in (True, False):
+        model = refiner(fix_level=fix_level)
+        seen = []
+        model.head.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        model.logdensity_fn(model.surface(maps), reference)(grown)
+        values[fix_level] = seen[0][..., 2, 2].mean().item()
+    assert values == {True: 0.0, False: 1.0}
+
+
+def test_wrong_step_lengths_are_named():
+    with pytest.raises(ValueError, match='step_length'):
+        refiner(step_length=(0.1, ))

@@ -1,0 +1,235 @@
+"""Precise RoI pooling against brute force, closed forms and gradcheck."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from mmdet_ebm.ops import FeatureSurface, PrRoIPool, prroi_pool
+
+METHODS = ('cells', 'prefix')
+
+# Inside, crossing each border, spanning the whole map, and beyond it.
+ROIS = torch.tensor([[0, 1.3, 2.1, 7.7, 6.4], [1, -3.2, -2.2, 4.1, 5.3],
+                     [1, 8.3, 6.2, 14.1, 13.7], [0, -4.7, -5.3, 19.2, 17.4],
+                     [0, 3.12, 4.21, 3.57, 4.88], [1, 30, 30, 40, 40]],
+                    dtype=torch.float64)
+
+
+def random_map(channels=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, 9, 11, generator=generator, dtype=dtype)
+
+
+def numerical_mean(features, rois, bins, scale, points=300):
+    """Midpoint rule on the bilinear surface, box by box."""
+    pooled = []
+    for roi in rois:
+        x1, y1, x2, y2 = (roi[1:] * scale).tolist()
+        steps = (torch.arange(bins * points, dtype=torch.float64) + 0.5) / (
+            bins * points)
+        x, y = x1 + steps * (x2 - x1), y1 + steps * (y2 - y1)
+        hat_x = (1 - (x[:, None] - torch.arange(11)).abs()).clamp(min=0)
+        hat_y = (1 - (y[:, None] - torch.arange(9)).abs()).clamp(min=0)
+        surface = torch.einsum('cij,yi,xj->cyx', features[int(roi[0])], hat_y,
+                               hat_x)
+        pooled.append(
+            surface.view(-1, bins, points, bins, points).mean((2, 4)))
+    return torch.stack(pooled)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_equals_numerical_integral(method, scale):
+    features = random_map()
+    pooled = prroi_pool(features, ROIS, 3, scale, method)
+    expected = numerical_mean(features, ROIS, 3, scale)
+    # Midpoint error of a function with kinks: about (cell / points)^2.
+    assert (pooled - expected).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_bins_of_whole_cells_average_trapezoids(method):
+    """On a bin from cell a to b, the mean is the trapezoidal rule's."""
+    features = random_map()
+    roi = torch.tensor([[0, 2, 1, 6, 7]], dtype=torch.float64)
+    pooled = prroi_pool(features, roi, (3, 2), method=method)
+    weight = torch.tensor([0.5, 1, 0.5], dtype=torch.float64) / 2
+    for p in range(3):
+        for q in range(2):
+            patch = features[0, :, 1 + 2 * p:4 + 2 * p, 2 + 2 * q:5 + 2 * q]
+            expected = torch.einsum('cij,i,j->c', patch, weight, weight)
+            torch.testing.assert_close(pooled[0, :, p, q], expected)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_coarse_bins_are_averages_of_fine_bins(method):
+    features = random_map()
+    fine = prroi_pool(features, ROIS, 6, method=method)
+    coarse = prroi_pool(features, ROIS, 3, method=method)
+    averaged = torch.nn.functional.avg_pool2d(fine, 2)
+    torch.testing.assert_close(coarse, averaged)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_constant_and_linear_maps_are_exact(method):
+    y, x = torch.meshgrid(torch.arange(9.), torch.arange(11.), indexing='ij')
+    features = torch.stack([torch.ones_like(x), 2 * x - 3 * y + 1])[None]
+    roi = torch.tensor([[0, 1.2, 0.7, 8.6, 7.1]])
+    pooled = prroi_pool(features, roi, 1, method=method)[0, :, 0, 0]
+    centre = 2 * (1.2 + 8.6) / 2 - 3 * (0.7 + 7.1) / 2 + 1
+    torch.testing.assert_close(pooled, torch.tensor([1, centre]))
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_gradients_in_features_and_boxes_twice(method):
+    features = random_map(channels=1).requires_grad_()
+    boxes = ROIS[:5, 1:].clone().requires_grad_()
+
+    def pool(features, boxes):
+        return prroi_pool(features, torch.cat([ROIS[:5, :1], boxes], 1), 2,
+                          0.9, method)
+
+    assert gradcheck(pool, (features, boxes))
+    assert gradgradcheck(pool, (features, boxes))
+
+
+def test_third_derivative_in_boxes_flows_through_features():
+    """Score matching trains through the Hessian: d/df of d2/dbox2."""
+    features = random_map(channels=1).requires_grad_()
+    boxes = ROIS[:1, 1:].clone().requires_grad_()
+
+    def curvature(features):
+        rois = torch.cat([ROIS[:1, :1], boxes], 1)
+        value = prroi_pool(features, rois, 2, 0.9).square().sum()
+        grad, = torch.autograd.grad(value, boxes, create_graph=True)
+        return torch.autograd.grad(grad.sum(), boxes, create_graph=True)[0]
+
+    assert gradcheck(curvature, (features, ))
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('box', [(3, 3, 3, 5), (3, 3, 5, 3), (5, 5, 3, 2),
+                                 (5, 2, 3, 5), (4, 4, 4, 4)])
+def test_boxes_without_area_give_zero_and_no_gradient(method, box):
+    features = random_map().requires_grad_()
+    boxes = torch.tensor([box], dtype=torch.float64, requires_grad=True)
+    pooled = prroi_pool(features,
+                        torch.cat([boxes.new_zeros(1, 1), boxes], 1), 3,
+                        method=method)
+    assert (pooled == 0).all()
+    grads = torch.autograd.grad(pooled.sum(), (features, boxes))
+    assert all((grad == 0).all() for grad in grads)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_no_rois_keep_the_graph(method):
+    features = random_map().requires_grad_()
+    pooled = prroi_pool(features, torch.zeros(0, 5), 7, method=method)
+    assert pooled.shape == (0, 3, 7, 7)
+    pooled.sum().backward()
+    assert (features.grad == 0).all()
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+def test_invalid_coordinates_stay_in_their_own_row(method, bad):
+    features = random_map()
+    rois = ROIS.clone()
+    rois[2, 3] = bad
+    pooled = prroi_pool(features, rois, 2, method=method)
+    valid = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(
+        pooled[valid], prroi_pool(features, ROIS, 2, method=method)[valid])
+    if bad != -float('inf'):  # an inverted box is empty, not invalid
+        assert not (pooled[2].isfinite() & (pooled[2] != 0)).all()
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_images_of_a_batch_do_not_mix(method):
+    features = random_map()
+    alone = prroi_pool(features[1:], ROIS[1:2] * torch.tensor([0, 1, 1, 1, 1]),
+                       3, method=method)
+    together = prroi_pool(features, ROIS[1:2], 3, method=method)
+    torch.testing.assert_close(alone, together)
+
+
+def test_float32_agrees_with_float64_on_a_large_map():
+    """Prefix sums in float32 would lose three digits here."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(1, 4, 200, 336, generator=generator) + 3
+    corner = torch.rand(50, 2, generator=generator) * 150
+    size = torch.rand(50, 2, generator=generator) * 40 + 0.5
+    rois = torch.cat([torch.zeros(50, 1), corner, corner + size], 1)
+    exact = prroi_pool(features.double(), rois.double(), 7, method='cells')
+    for method in METHODS:
+        pooled = prroi_pool(features, rois, 7, method=method)
+        assert pooled.dtype == torch.float32
+        assert (pooled - exact).abs().max() < 2e-5, method
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_pooled_in_float32(dtype):
+    features = random_map(dtype=torch.float32).to(dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        pooled = prroi_pool(features, ROIS.float(), 3)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(
+        pooled, prroi_pool(features.float(), ROIS.float(), 3))
+
+
+def test_memory_stays_far_below_one_map_per_roi():
+    """4096 rois on a 64 x 128 x 128 map: K x C x H x W would be 17 GB."""
+    features = torch.randn(1, 64, 128, 128)
+    corner = torch.rand(4096, 2) * 100
+    rois = torch.cat([torch.zeros(4096, 1), corner, corner + 20], 1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        pooled = prroi_pool(features, rois, 7)
+    largest = max(event.self_cpu_memory_usage / max(event.count, 1)
+                  for event in profile.key_averages())
+    assert largest <= 2 * pooled.numel() * 4
+
+
+def test_surface_pools_each_box_from_its_level():
+    levels = [random_map(), random_map()[:, :, :5, :6] + 1]
+    surface = FeatureSurface(levels, [1.0, 0.5])
+    boxes = ROIS[:4, 1:]
+    index = ROIS[:4, 0].long()
+    level = torch.tensor([0, 1, 1, 0])
+    pooled = surface.pool(boxes, index, level, (3, 3))
+    for row in range(4):
+        alone = prroi_pool(levels[level[row]], ROIS[row:row + 1], 3,
+                           [1.0, 0.5][level[row]])
+        torch.testing.assert_close(pooled[row:row + 1], alone)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_padding_does_not_change_what_a_box_sees(method):
+    """A map of 6 x 7 cells pools the same inside a padded one of 9 x 11."""
+    features = random_map()
+    boxes, index = ROIS[:4, 1:], torch.zeros(4, dtype=torch.long)
+    level = torch.zeros_like(index)
+    cropped = FeatureSurface([features[:, :, :6, :7]], [0.25], method=method)
+    padded = FeatureSurface([features], [0.25], [(23, 25), (36, 44)], method)
+    torch.testing.assert_close(
+        padded.pool(boxes * 4, index, level, (2, 2)),
+        cropped.pool(boxes * 4, index, level, (2, 2)))
+
+
+def test_layer_equals_function():
+    features = random_map()
+    layer = PrRoIPool(3, spatial_scale=0.5)
+    torch.testing.assert_close(layer(features, ROIS),
+                               prroi_pool(features, ROIS, 3, 0.5))
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: prroi_pool(random_map(), torch.zeros(3, 4), 7), r'\(K, 5\)'),
+    (lambda: prroi_pool(random_map()[0], torch.zeros(3, 5), 7), 'N, C, H, W'),
+    (lambda: prroi_pool(random_map(), ROIS, 0), 'positive'),
+    (lambda: prroi_pool(random_map(), ROIS, 7, method='fast'), 'auto'),
+    (lambda: FeatureSurface([random_map()], [1, 0.5]), 'one spatial scale'),
+    (lambda: FeatureSurface([random_map()], [1], [(9, 11)]), '2 images'),
+])
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

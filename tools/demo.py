@@ -1,0 +1,132 @@
+"""The whole pipeline on generated data, ending in a table and pictures.
+
+Makes the digits, trains the small detector, trains its NCE+ energy model with
+the detector frozen, evaluates the plain detector and every stage of the
+refinement on held-out images and refines a folder of images. Steps whose
+result is already in the work dir are not repeated.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN_CONFIG = 'configs/digits/faster-rcnn_r18-half_digits.py'
+ENERGY_CONFIG = 'configs/digits/faster-rcnn_r18-half_nce-plus_digits.py'
+STAGES = {
+    'plain': (False, False),
+    'energy_nms': (True, False),
+    'ascent': (False, True),
+    'refined': (True, True),
+}
+METRICS = {
+    'AP': 'coco/bbox_mAP',
+    'AP50': 'coco/bbox_mAP_50',
+    'AP75': 'coco/bbox_mAP_75',
+    'AP90': 'coco/bbox_mAP_90',
+}
+NUM_PICTURES = 12
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work-dir', type=Path,
+                        default=Path('work_dirs/demo'),
+                        help='folder for everything (default: '
+                        'work_dirs/demo)')
+    parser.add_argument('--data-dir', type=Path, default=Path('data/digits'),
+                        help='folder of the digits (default: data/digits)')
+    parser.add_argument('--seed', type=int, default=0,
+                        help='seed of both trainings (default: 0)')
+    return parser.parse_args()
+
+
+def tool(name: str, *arguments: object) -> None:
+    """Run a tool of this folder; its output is the user's to see."""
+    command = [sys.executable, f'tools/{name}.py', *map(str, arguments)]
+    print('$', 'python', *command[1:], flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def say(text: str) -> None:
+    print(f'\n== {text}', flush=True)
+
+
+def train(config: str, work_dir: Path, seed: int, *options: str) -> Path:
+    """Train to the end unless that has been done; the last checkpoint."""
+    done = work_dir / 'done'
+    if not done.exists():
+        # Resuming continues a run that was interrupted.
+        tool('train', config, '--work-dir', work_dir, '--resume',
+             '--cfg-options', f'randomness.seed={seed}', *options)
+        done.write_text((work_dir / 'last_checkpoint').read_text())
+    return Path(done.read_text())
+
+
+def evaluate(checkpoint: Path, work_dir: Path, energy_nms: bool,
+             ascent: bool) -> dict[str, float]:
+    """Metrics on the test split, as fractions."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    tool('test', ENERGY_CONFIG, checkpoint, '--work-dir', work_dir,
+         '--cfg-options',
+         f'model.roi_head.refinement.energy_nms={energy_nms}',
+         f'model.roi_head.refinement.ascent={ascent}')
+    written, = work_dir.glob('*/*.json')
+    metrics = json.loads(written.read_text())
+    return {name: metrics[key] for name, key in METRICS.items()}
+
+
+def table(metrics: dict[str, dict[str, float]]) -> str:
+    lines = ['| stage | ' + ' | '.join(METRICS) + ' |',
+             '|---|' + '---|' * len(METRICS)]
+    for stage, values in metrics.items():
+        cells = ' | '.join(f'{100 * values[name]:.1f}' for name in METRICS)
+        lines.append(f'| {stage} | {cells} |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.time()
+    work_dir, data_dir = args.work_dir.resolve(), args.data_dir.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    os.environ['DIGITS_ROOT'] = f'{data_dir}/'
+
+    say('1/5 Generated digits')
+    tool('make_digits', data_dir)
+    say('2/5 The plain detector')
+    plain = train(PLAIN_CONFIG, work_dir / 'plain', args.seed)
+    say('3/5 The energy model, detector frozen')
+    energy = train(ENERGY_CONFIG, work_dir / 'nce-plus', args.seed,
+                   f'load_from={plain}')
+    say('4/5 Evaluation on held-out images')
+    metrics_file = work_dir / 'metrics.json'
+    metrics = {
+        stage: evaluate(energy, work_dir / 'test' / stage, *switches)
+        for stage, switches in STAGES.items()
+    }
+    metrics_file.write_text(json.dumps(metrics, indent=2))
+    say('5/5 A folder of images')
+    folder = work_dir / 'images'
+    folder.mkdir(exist_ok=True)
+    held_out = sorted((data_dir / 'images').glob('test_*.png'))
+    for path in held_out[:NUM_PICTURES]:
+        shutil.copy(path, folder)
+    tool('infer', ENERGY_CONFIG, energy, folder, '--out-dir',
+         work_dir / 'inference')
+
+    print(f'\n{table(metrics)}\n')
+    print(f'metrics:  {metrics_file}')
+    print(f'pictures: {work_dir / "inference" / "pictures"}')
+    print(f'took {(time.time() - start) / 60:.1f} minutes')
+
+
+if __name__ == '__main__':
+    main()
