@@ -21,6 +21,7 @@ class CocoAP90Metric(CocoMetric):
         self._strict = None
         if 'bbox' in self.metrics and not self.format_only:
             strict = dict(kwargs, metric='bbox', iou_thrs=np.array([0.9]),
+                          outfile_prefix=None,
                           metric_items=['mAP'], classwise=False)
             self._strict = CocoMetric(*args, **strict)
 

@@ -1,0 +1,62 @@
+"""AP90 against predictions whose IoU is known."""
+
+import json
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from mmdet_ebm.evaluation import CocoAP90Metric
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """Two images with one box of 100 x 100 each."""
+    content = dict(
+        images=[dict(id=i, width=200, height=200) for i in (0, 1)],
+        categories=[dict(id=1, name='thing')],
+        annotations=[dict(id=i + 1, image_id=i, category_id=1, iscrowd=0,
+                          bbox=[20, 20, 100, 100], area=10000)
+                     for i in (0, 1)])
+    path = tmp_path / 'annotations.json'
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def evaluate(metric, widths):
+    metric.dataset_meta = dict(classes=('thing', ))
+    for image_id, width in enumerate(widths):
+        sample = DetDataSample(metainfo=dict(img_id=image_id,
+                                             ori_shape=(200, 200)))
+        sample.pred_instances = InstanceData(
+            bboxes=torch.tensor([[20., 20, 20 + width, 120]]),
+            scores=torch.tensor([0.9]), labels=torch.tensor([0]))
+        metric.process({}, [sample.to_dict()])
+    return metric.evaluate(size=len(widths))
+
+
+@pytest.mark.parametrize('widths, ap90, ap75', [
+    ((100, 100), 1.0, 1.0),
+    ((91, 91), 1.0, 1.0),  # IoU 0.91
+    ((89, 89), 0.0, 1.0),  # IoU 0.89
+    ((100, 60), 0.505, 0.505),  # half found: recall points 0 to 0.5 of 101
+])
+def test_ap90_counts_boxes_of_iou_above_090(annotations, widths, ap90, ap75):
+    metrics = evaluate(CocoAP90Metric(ann_file=annotations), widths)
+    assert metrics['coco/bbox_mAP_90'] == pytest.approx(ap90, abs=1e-3)
+    assert metrics['coco/bbox_mAP_75'] == pytest.approx(ap75, abs=1e-3)
+
+
+def test_other_metrics_are_cocos(annotations):
+    from mmdet.evaluation import CocoMetric
+    ours = evaluate(CocoAP90Metric(ann_file=annotations), (100, 89))
+    theirs = evaluate(CocoMetric(ann_file=annotations), (100, 89))
+    assert {**theirs, 'coco/bbox_mAP_90': ours['coco/bbox_mAP_90']} == ours
+
+
+def test_format_only_writes_without_evaluating(annotations, tmp_path):
+    metric = CocoAP90Metric(ann_file=annotations, format_only=True,
+                            outfile_prefix=str(tmp_path / 'out'))
+    assert not evaluate(metric, (100, 89))
+    assert (tmp_path / 'out.bbox.json').exists()

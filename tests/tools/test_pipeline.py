@@ -1,0 +1,259 @@
+"""Shipped configs and tools: train, test, resume, infer, on small data."""
+
+import copy
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from pycocotools.coco import COCO
+
+from mmdet_ebm.apis import list_images
+from mmdet_ebm.datasets import DigitsConfig, generate_digits
+
+from ..conftest import CONFIGS, ROOT, batch, build, shrink
+
+SHIPPED = sorted(path.relative_to(CONFIGS).as_posix()
+                 for path in CONFIGS.glob('[a-z]*/*.py'))
+BCCD = next((path for path in (os.environ.get('BCCD_ROOT', 'data/bccd'),
+                               ROOT / '../shared/data/bccd')
+             if Path(path, 'annotations/train.json').exists()), None)
+
+
+def run_tool(monkeypatch, name, *arguments):
+    """A tool as the command line runs it, without another interpreter."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'),
+                          run_name='__main__')
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    config = DigitsConfig(num_images=dict(train=16, val=4, test=4))
+    return generate_digits(tmp_path_factory.mktemp('digits'), config)
+
+
+def shrunk_config(name, tmp_path, **changes):
+    """A shipped config with a tiny model, short epochs, as a file."""
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.model = shrink(cfg.model)
+    cfg.default_hooks.logger.interval = 1
+    cfg.train_cfg.max_epochs = 1
+    cfg.train_cfg.val_interval = 1
+    cfg.load_from = None
+    cfg.merge_from_dict(changes)
+    path = tmp_path / Path(name).name
+    cfg.dump(path)
+    return path
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_every_shipped_config_trains_and_predicts(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    classes = cfg.model.roi_head.bbox_head.num_classes
+    model = build(shrink(cfg.model)).train()
+    inputs, samples = batch(num_classes=classes)
+    losses = model.loss(inputs, copy.deepcopy(samples))
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
+    model.eval()
+    model.roi_head.test_cfg.score_thr = 0.0
+    with torch.no_grad():
+        results = model.predict(inputs, samples)
+    assert all(len(r.pred_instances) > 0 for r in results)
+
+
+def test_coco_recipe_is_the_published_one():
+    cfg = Config.fromfile(
+        CONFIGS / 'coco/faster-rcnn_r50_fpn_nce-plus_coco.py')
+    refiner = cfg.model.roi_head.refiner
+    assert cfg.model.freeze_detector
+    assert tuple(refiner.loss.sigmas) == (0.075, 0.15, 0.3)
+    assert (refiner.loss.beta, refiner.loss.num_samples) == (0.1, 127)
+    assert tuple(refiner.step_length) == (80e-5, 32e-4)
+    assert cfg.train_cfg.max_iters == 60000
+    assert cfg.param_scheduler[1].milestones == [40000, 50000]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.momentum,
+            optimizer.weight_decay) == (1e-3, 0.9, 1e-4)
+    # 12544 x 1024 + 1024, 1024 x 1024 + 1024, 1024 x 80 + 80
+    model = build(cfg.model)
+    assert sum(p.numel() for p in model.parameters()
+               if p.requires_grad) == 12_846_080 + 1_049_600 + 82_000
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """A plain and an energy checkpoint from the command line."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv('DIGITS_ROOT', f'{digits}/')
+    folder = tmp_path_factory.mktemp('trained')
+    plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', folder)
+    energy = shrunk_config('digits/faster-rcnn_r18-half_nce-plus_digits.py',
+                           folder)
+    run_tool(patch, 'train', plain, '--work-dir', folder / 'plain')
+    checkpoint = folder / 'plain' / 'epoch_1.pth'
+    run_tool(patch, 'train', energy, '--work-dir', folder / 'energy',
+             '--cfg-options', f'load_from={checkpoint}')
+    yield dict(folder=folder, plain=plain, energy=energy,
+               plain_checkpoint=checkpoint,
+               checkpoint=folder / 'energy' / 'epoch_1.pth')
+    patch.undo()
+
+
+def state(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_energy_training_starts_from_and_keeps_the_plain_detector(trained):
+    plain, energy = (state(trained['plain_checkpoint']),
+                     state(trained['checkpoint']))
+    assert set(plain) < set(energy)
+    assert all(torch.equal(plain[key], energy[key]) for key in plain)
+
+
+def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
+    run_tool(monkeypatch, 'test', trained['energy'], trained['checkpoint'],
+             '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
+             '--cfg-options', 'model.roi_head.refinement.ascent=False')
+    written, = tmp_path.glob('*/*.json')
+    metrics = json.loads(written.read_text())
+    assert {'coco/bbox_mAP', 'coco/bbox_mAP_75',
+            'coco/bbox_mAP_90'} <= set(metrics)
+    assert (tmp_path / 'out.pkl').exists()
+
+
+@HOOKS.register_module()
+class SeedEachEpoch(Hook):
+    """The same noise in an epoch, whichever process it runs in."""
+
+    def before_train_epoch(self, runner):
+        torch.manual_seed(runner.epoch)
+
+
+@HOOKS.register_module()
+class PowerCut(Hook):
+    """Ends the process's training after its first epoch."""
+    priority = 'LOWEST'  # after the checkpoint was written
+
+    def after_train_epoch(self, runner):
+        raise InterruptedError
+
+
+def test_resumed_training_ends_where_an_uninterrupted_one_does(
+        trained, monkeypatch, tmp_path):
+    """Two epochs at once, and cut off after one and resumed: equal."""
+    config = shrunk_config(
+        'digits/faster-rcnn_r18-half_nce-plus_digits.py', tmp_path, **{
+            'load_from': str(trained['plain_checkpoint']),
+            'custom_hooks': [dict(type='SeedEachEpoch'),
+                             dict(type='SeedEachEpoch')],
+            'train_cfg.max_epochs': 2,
+            'train_dataloader.sampler.shuffle': False,
+            'default_hooks.checkpoint.max_keep_ckpts': -1})
+    whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+    run_tool(monkeypatch, 'train', config, '--work-dir', whole)
+    with pytest.raises(InterruptedError):
+        run_tool(monkeypatch, 'train', config, '--work-dir', halves,
+                 '--cfg-options', 'custom_hooks.1.type=PowerCut')
+    assert not (halves / 'epoch_2.pth').exists()
+    run_tool(monkeypatch, 'train', config, '--work-dir', halves, '--resume')
+    first, resumed, expected = map(state, (
+        halves / 'epoch_1.pth', halves / 'epoch_2.pth',
+        whole / 'epoch_2.pth'))
+    key = 'roi_head.refiner.head.shared_fcs.0.weight'
+    assert (first[key] - resumed[key]).abs().max() > 1e-4
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_resume_without_a_checkpoint_starts_from_load_from(
+        trained, monkeypatch, tmp_path):
+    run_tool(monkeypatch, 'train', trained['energy'], '--work-dir', tmp_path,
+             '--resume', '--cfg-options',
+             f'load_from={trained["plain_checkpoint"]}')
+    plain = state(trained['plain_checkpoint'])
+    energy = state(tmp_path / 'epoch_1.pth')
+    assert all(torch.equal(plain[key], energy[key]) for key in plain)
+
+
+def test_training_on_a_random_frozen_detector_is_refused(
+        trained, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match='load_from'):
+        run_tool(monkeypatch, 'train', trained['energy'], '--work-dir',
+                 tmp_path)
+
+
+def test_inference_skips_what_it_cannot_read(trained, monkeypatch, tmp_path,
+                                             digits, capsys):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for index, path in enumerate(
+            sorted((digits / 'images').glob('test_*.png'))[:3]):
+        (folder / f'{index}.png').write_bytes(path.read_bytes())
+    (folder / 'broken.jpg').write_bytes(b'not an image')
+    cv2.imwrite(str(folder / 'grey.png'), np.full((50, 70), 128, np.uint8))
+    with pytest.raises(SystemExit) as done:
+        run_tool(monkeypatch, 'infer', trained['energy'],
+                 trained['checkpoint'], folder, '--out-dir', tmp_path / 'out',
+                 '--score-thr', '0.0', '--cfg-options',
+                 'model.test_cfg.rcnn.score_thr=0.01')
+    assert done.value.code == 0
+    assert 'broken.jpg' in capsys.readouterr().out
+    coco = COCO(str(tmp_path / 'out/predictions.json'))
+    assert len(coco.imgs) == 4 and len(coco.anns) > 0
+    ann = next(iter(coco.anns.values()))
+    assert {'score', 'logdensity', 'initial_bbox'} <= set(ann)
+    assert len(list((tmp_path / 'out/pictures').glob('*.png'))) == 4
+
+
+def test_inference_with_a_plain_checkpoint_is_refused(trained, monkeypatch,
+                                                      tmp_path, digits):
+    with pytest.raises(SystemExit, match='no weights of an energy model'):
+        run_tool(monkeypatch, 'infer', trained['energy'],
+                 trained['plain_checkpoint'], digits / 'images', '--out-dir',
+                 tmp_path)
+
+
+def test_image_lists(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    for name in ('b.png', 'a.JPG', 'notes.txt', 'sub/c.png'):
+        (tmp_path / name).touch()
+    names = [path.name for path in list_images(tmp_path)]
+    assert names == ['a.JPG', 'b.png']
+    assert len(list_images(tmp_path, recursive=True)) == 3
+    assert list_images([tmp_path / 'notes.txt', tmp_path / 'sub']) == [
+        tmp_path / 'notes.txt', tmp_path / 'sub/c.png']
+    (tmp_path / 'none').mkdir()
+    for missing in ('none', 'nowhere'):
+        with pytest.raises(FileNotFoundError, match=missing):
+            list_images(tmp_path / missing)
+
+
+@pytest.mark.skipif(BCCD is None, reason='BCCD is not on this machine; set '
+                    'BCCD_ROOT to its folder')
+def test_bccd_trains_from_real_images(monkeypatch, tmp_path):
+    monkeypatch.setenv('BCCD_ROOT', f'{BCCD}/')
+    plain = shrunk_config(
+        'bccd/faster-rcnn_r18-half_bccd.py', tmp_path, **{
+            'train_dataloader.dataset.indices': 4,
+            'train_cfg.val_interval': 10})
+    energy = shrunk_config(
+        'bccd/faster-rcnn_r18-half_nce-plus_bccd.py', tmp_path, **{
+            'train_dataloader.dataset.indices': 4,
+            'train_cfg.val_interval': 10})
+    run_tool(monkeypatch, 'train', plain, '--work-dir', tmp_path / 'plain')
+    run_tool(monkeypatch, 'train', energy, '--work-dir', tmp_path / 'energy',
+             '--cfg-options', f'load_from={tmp_path}/plain/epoch_1.pth')
+    assert (tmp_path / 'energy/epoch_1.pth').exists()
