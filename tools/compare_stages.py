@@ -1,0 +1,158 @@
+"""Compare the stages of the refinement over several seeds, with intervals.
+
+Evaluates each checkpoint of an energy config with every stage switched on and
+off, on the val or test split, and prints AP, AP50, AP75 and AP90 as mean and
+range over the checkpoints, with the seconds an image takes. For each stage,
+and for a control if one is given, the difference of the means carries a 95 %
+bootstrap interval over images.
+
+  python tools/compare_stages.py CONFIG seed0.pth seed1.pth seed2.pth \\
+      --control-config PLAIN_CONFIG --control c0.pth c1.pth c2.pth
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.apis import init_detector
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from tqdm import tqdm
+
+from mmdet_ebm.apis import build_model
+from mmdet_ebm.evaluation import MatchedDetections, bootstrap_difference
+from mmdet_ebm.evaluation.bootstrap import METRICS
+
+STAGES = {
+    'plain': dict(energy_nms=False, ascent=False),
+    'energy NMS': dict(energy_nms=True, ascent=False),
+    'ascent': dict(energy_nms=False, ascent=True),
+    'both': dict(energy_nms=True, ascent=True),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='energy config')
+    parser.add_argument('checkpoints', nargs='+', help='one for each seed')
+    parser.add_argument('--control-config',
+                        help='config of a plain detector to compare with')
+    parser.add_argument('--control', nargs='+', default=[],
+                        help='its checkpoints, one for each seed')
+    parser.add_argument('--split', choices=['val', 'test'], default='test')
+    parser.add_argument('--resamples', type=int, default=1000,
+                        help='bootstrap resamples (default: 1000)')
+    parser.add_argument('--out', type=Path,
+                        help='also write the figures to this JSON file')
+    parser.add_argument('--device', help='e.g. cuda:0 (default: cpu or a GPU)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='override entries of the energy config')
+    args = parser.parse_args()
+    if bool(args.control) != bool(args.control_config):
+        parser.error('--control and --control-config go together')
+    return args
+
+
+def run(model, loader, description):
+    """COCO results of a split and the median seconds of an image."""
+    dataset = loader.dataset
+    results, seconds = [], []
+    for batch in tqdm(loader, desc=description):
+        start = time.perf_counter()
+        with torch.no_grad():
+            samples = model.test_step(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - start) / len(samples))
+        for sample in samples:
+            found = sample.pred_instances.cpu()
+            for box, score, label in zip(found.bboxes.tolist(),
+                                         found.scores.tolist(),
+                                         found.labels.tolist()):
+                x1, y1, x2, y2 = box
+                results.append(dict(
+                    image_id=sample.img_id, score=score,
+                    category_id=dataset.cat_ids[label],
+                    bbox=[x1, y1, x2 - x1, y2 - y1]))
+    return results, statistics.median(seconds)
+
+
+def evaluate(args):
+    """Matched detections and seconds per image of each stage and run."""
+    cfg = Config.fromfile(args.config)
+    loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
+    loader.dataset.full_init()
+    truth = COCO(cfg[f'{args.split}_evaluator'].ann_file)
+    device = args.device or (
+        'cuda:0' if torch.cuda.is_available() else 'cpu')
+    matched, seconds = {}, {}
+
+    def add(stage, model):
+        results, cost = run(model, loader, stage)
+        matched.setdefault(stage, []).append(MatchedDetections(truth, results))
+        seconds.setdefault(stage, []).append(cost)
+
+    for checkpoint in args.checkpoints:
+        model = build_model(args.config, checkpoint, device, args.cfg_options)
+        for stage, switches in STAGES.items():
+            model.roi_head.refinement = dataclasses.replace(
+                model.roi_head.refinement, **switches)
+            add(stage, model)
+    for checkpoint in args.control:
+        add('control', init_detector(args.control_config, checkpoint,
+                                     device=device))
+    return matched, seconds
+
+
+def table(figures: dict) -> str:
+    """The figures in Markdown, per cent: mean and range over the runs."""
+    lines = ['| stage | ' + ' | '.join(METRICS) + ' | s / image |',
+             '|---|' + '---|' * (len(METRICS) + 1)]
+    for stage, entry in figures['stages'].items():
+        cells = []
+        for metric in METRICS:
+            values = [100 * run[metric] for run in entry['runs']]
+            cells.append(f'{np.mean(values):.1f} ({min(values):.1f} to '
+                         f'{max(values):.1f})')
+        lines.append(f'| {stage} | {" | ".join(cells)} | '
+                     f'{np.mean(entry["seconds_per_image"]):.3f} |')
+    for name, interval in figures['differences'].items():
+        cells = [f'{100 * interval[m]["difference"]:+.1f} '
+                 f'[{100 * interval[m]["low"]:+.1f}, '
+                 f'{100 * interval[m]["high"]:+.1f}]' for m in METRICS]
+        lines.append(f'| {name} | {" | ".join(cells)} | |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    args = parse_args()
+    matched, seconds = evaluate(args)
+    pairs = [(stage, 'plain') for stage in STAGES if stage != 'plain']
+    if args.control:
+        pairs += [('both', 'control'), ('ascent', 'control')]
+    figures = dict(
+        config=args.config, split=args.split, torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        stages={stage: dict(runs=[r.average_precision() for r in runs],
+                            seconds_per_image=seconds[stage])
+                for stage, runs in matched.items()},
+        differences={
+            f'{a} - {b}': bootstrap_difference(matched[a], matched[b],
+                                               args.resamples)
+            for a, b in tqdm(pairs, desc='bootstrap')})
+    print(table(figures))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == '__main__':
+    main()
