@@ -2,7 +2,7 @@
 # takes, in wall time. Refinement is worth its training only if it beats this.
 _base_ = './faster-rcnn_r18-half_bccd.py'
 load_from = 'work_dirs/faster-rcnn_r18-half_bccd/epoch_24.pth'
-max_epochs = 10
+max_epochs = 6
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))
 param_scheduler = [

@@ -15,16 +15,7 @@ model = dict(
         type='EnergyRoIHead',
         refiner=dict(
             type='EnergyRefiner',
-            roi_extractor=dict(
-                type='PreciseRoIExtractor',
-                out_channels=256,
-                featmap_strides=[4, 8, 16, 32],
-                output_size=7),
-            head=dict(
-                type='EnergyHead',
-                num_classes=80,
-                in_channels=256,
-                fc_out_channels=1024),
+            head=dict(fc_out_channels=1024),
             loss=dict(
                 type='NCEPlusLoss',
                 sigmas=(0.075, 0.15, 0.3),

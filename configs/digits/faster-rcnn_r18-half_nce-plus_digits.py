@@ -7,12 +7,7 @@ model = dict(
         type='EnergyRoIHead',
         refiner=dict(
             type='EnergyRefiner',
-            roi_extractor=dict(type='PreciseRoIExtractor', out_channels=64),
-            head=dict(
-                type='EnergyHead',
-                num_classes=10,
-                in_channels=64,
-                fc_out_channels=256),
+            head=dict(fc_out_channels=256),
             loss=dict(
                 type='NCEPlusLoss',
                 sigmas=(0.075, 0.15, 0.3),

@@ -40,7 +40,9 @@ class EnergyRoIHead(StandardRoIHead):
     boxes. Everything else is ``StandardRoIHead``.
 
     Args:
-        refiner: Config of an ``EnergyRefiner``.
+        refiner: Config of an ``EnergyRefiner``. What it leaves out is read
+            from the box head and its extractor: number of classes, channels
+            and strides of the levels.
         refinement: Stages at test time, see :class:`Refinement`.
         **kwargs: Arguments of ``StandardRoIHead``.
     """
@@ -50,7 +52,7 @@ class EnergyRoIHead(StandardRoIHead):
                  refinement: Optional[dict] = None,
                  **kwargs) -> None:
         super().__init__(**kwargs)
-        self.refiner = MODELS.build(refiner)
+        self.refiner = MODELS.build(self._complete(refiner))
         self.refinement = Refinement(**(refinement or {}))
         classes = self.bbox_head.num_classes
         if self.refiner.head.num_classes != classes:
@@ -58,6 +60,18 @@ class EnergyRoIHead(StandardRoIHead):
                 f'the box head has num_classes={classes} and the energy head '
                 f'{self.refiner.head.num_classes}; set model.roi_head.refiner.'
                 'head.num_classes to the same number')
+
+    def _complete(self, refiner: ConfigType) -> ConfigType:
+        """The refiner's config with the detector's own numbers filled in."""
+        levels = self.bbox_roi_extractor
+        head = dict(type='EnergyHead', num_classes=self.bbox_head.num_classes,
+                    in_channels=levels.out_channels)
+        extractor = dict(type='PreciseRoIExtractor',
+                         out_channels=levels.out_channels,
+                         featmap_strides=levels.featmap_strides)
+        return dict(refiner, head={**head, **refiner.get('head', {})},
+                    roi_extractor={**extractor,
+                                   **refiner.get('roi_extractor', {})})
 
     def energy_loss(self, x: tuple[Tensor],
                     batch_data_samples: SampleList) -> dict[str, Tensor]:

@@ -157,6 +157,18 @@ def test_one_image_without_objects_beside_one_with(detector):
     assert loss > 0 and loss.isfinite()
 
 
+def test_crowd_and_ignored_boxes_are_not_trained_on(detector):
+    detector.train()
+    inputs, samples = batch()
+    torch.manual_seed(1)
+    before = detector.loss(inputs, copy.deepcopy(samples))['loss_energy']
+    for sample in samples:
+        sample.ignored_instances = sample.gt_instances.clone()
+    torch.manual_seed(1)
+    after = detector.loss(inputs, samples)['loss_energy']
+    assert torch.equal(before, after)
+
+
 def test_candidates_are_limited_to_the_best_scores(detector):
     inputs, samples = batch()
     detector = with_stages(detector, energy_nms=True, ascent=False, nms_pre=3)
@@ -178,6 +190,8 @@ def test_unknown_stages_are_refused():
 def test_class_counts_must_agree():
     cfg = energy_model_cfg()
     cfg.roi_head.bbox_head.num_classes = 5
+    assert build(cfg).roi_head.refiner.head.num_classes == 5
+    cfg.roi_head.refiner.head.num_classes = 3
     with pytest.raises(ValueError, match='num_classes=5'):
         build(cfg)
 
@@ -193,7 +207,6 @@ def test_plain_roi_head_is_refused():
 def test_one_class():
     cfg = energy_model_cfg()
     cfg.roi_head.bbox_head.num_classes = 1
-    cfg.roi_head.refiner.head.num_classes = 1
     model = build(cfg)
     model.roi_head.test_cfg.score_thr = 0.0
     inputs, samples = batch(num_classes=1)

@@ -187,6 +187,40 @@ def test_level_is_fixed_unless_the_published_way_is_asked_for():
     assert values == {True: 0.0, False: 1.0}
 
 
+def test_many_boxes_are_evaluated_in_chunks_of_bounded_size():
+    """5000 boxes: the head never sees more than a chunk, values are equal."""
+    model = refiner()
+    corner = torch.rand(5000, 2) * 60
+    many = Boxes.from_images([torch.cat([corner, corner + 20], 1)],
+                             [torch.randint(3, (5000, ))])
+    surface = model.surface(features(images=1), SIZES[:1])
+    seen = []
+    hook = model.head.register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0])))
+    values = model.logdensity(surface, many)
+    hook.remove()
+    assert sum(seen) == 5000 and max(seen) <= 2048
+    rows = torch.tensor([0, 2047, 2048, 4999])
+    few = Boxes(many.corners[rows], many.labels[rows],
+                many.image_index[rows], (4, ))
+    torch.testing.assert_close(values[rows], model.logdensity(surface, few))
+
+
+def test_under_autocast_pooling_and_loss_stay_in_float32():
+    model, reference = refiner(), boxes()
+    seen = []
+    model.head.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model.loss([f.bfloat16() for f in features()],
+                          [reference.corners[:2], reference.corners[2:]],
+                          [reference.labels[:2], reference.labels[2:]],
+                          SIZES)['loss_energy']
+    loss.backward()
+    assert seen == [torch.float32] and loss.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_wrong_step_lengths_are_named():
     with pytest.raises(ValueError, match='step_length'):
         refiner(step_length=(0.1, ))

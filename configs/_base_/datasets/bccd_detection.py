@@ -1,7 +1,7 @@
 # BCCD: blood cells under a microscope, 640x480, three classes, COCO format
 # (annotations/{train,val,test}.json and images/ under the data root).
 # The environment variable BCCD_ROOT says where it lies.
-dataset_type = 'CocoDataset'
+_base_ = './small_coco.py'
 data_root = '{{$BCCD_ROOT:data/bccd/}}'
 metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'),
@@ -29,48 +29,15 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/train.json',
-        data_prefix=dict(img='images/'),
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=train_pipeline))
+        data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/val.json',
-        data_prefix=dict(img='images/'),
-        test_mode=True,
-        pipeline=test_pipeline))
+        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = dict(
     batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/test.json',
-        data_prefix=dict(img='images/'),
-        test_mode=True,
-        pipeline=test_pipeline))
-
-val_evaluator = dict(
-    type='CocoAP90Metric', ann_file=data_root + 'annotations/val.json')
-test_evaluator = dict(
-    type='CocoAP90Metric', ann_file=data_root + 'annotations/test.json')
+        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
+test_evaluator = dict(ann_file=data_root + 'annotations/test.json')
