@@ -53,8 +53,8 @@ def allow_own_checkpoints() -> None:
     file; the ``getattr`` by which HistoryBuffer names its statistics is
     replaced by one that does only that.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return  # torch < 2.4 has no allow-list
+    if Version(torch.__version__) < Version('2.6'):
+        return  # weights_only is not the default there
     from mmengine.logging.history_buffer import HistoryBuffer
 
     def statistic_of(owner, name):

@@ -34,7 +34,7 @@ def shrink(model_cfg, channels=8):
                                       conv_out_channels=channels)
     if 'refiner' in cfg.roi_head:
         refiner = cfg.roi_head.refiner
-        refiner.head.fc_out_channels = 16
+        refiner.setdefault('head', {}).update(fc_out_channels=16)
         refiner.loss.num_samples = 8
     return cfg
 

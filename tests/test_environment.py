@@ -96,7 +96,7 @@ def test_core_and_ops_import_torch_alone(package):
 
 
 @pytest.mark.parametrize('tool', ['train', 'test', 'infer', 'make_digits',
-                                  'demo'])
+                                  'demo', 'study', 'compare_stages'])
 def test_tools_explain_themselves(tool):
     done = subprocess.run(
         [sys.executable, f'tools/{tool}.py', '--help'], cwd=ROOT,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from mmdet.apis import init_detector
 from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from tqdm import tqdm
@@ -88,6 +89,7 @@ def run(model, loader, description):
 def evaluate(args):
     """Matched detections and seconds per image of each stage and run."""
     cfg = Config.fromfile(args.config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
     loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
     loader.dataset.full_init()
     truth = COCO(cfg[f'{args.split}_evaluator'].ann_file)

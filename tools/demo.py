@@ -10,12 +10,11 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _experiment import run_tool, train_once
+
 PLAIN_CONFIG = 'configs/digits/faster-rcnn_r18-half_digits.py'
 ENERGY_CONFIG = 'configs/digits/faster-rcnn_r18-half_nce-plus_digits.py'
 STAGES = {
@@ -48,36 +47,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def tool(name: str, *arguments: object) -> None:
-    """Run a tool of this folder; its output is the user's to see."""
-    command = [sys.executable, f'tools/{name}.py', *map(str, arguments)]
-    print('$', 'python', *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
-
-
 def say(text: str) -> None:
     print(f'\n== {text}', flush=True)
-
-
-def train(config: str, work_dir: Path, seed: int, *options: str) -> Path:
-    """Train to the end unless that has been done; the last checkpoint."""
-    done = work_dir / 'done'
-    if not done.exists():
-        # Resuming continues a run that was interrupted.
-        tool('train', config, '--work-dir', work_dir, '--resume',
-             '--cfg-options', f'randomness.seed={seed}', *options)
-        done.write_text((work_dir / 'last_checkpoint').read_text())
-    return Path(done.read_text())
 
 
 def evaluate(checkpoint: Path, work_dir: Path, energy_nms: bool,
              ascent: bool) -> dict[str, float]:
     """Metrics on the test split, as fractions."""
     shutil.rmtree(work_dir, ignore_errors=True)
-    tool('test', ENERGY_CONFIG, checkpoint, '--work-dir', work_dir,
-         '--cfg-options',
-         f'model.roi_head.refinement.energy_nms={energy_nms}',
-         f'model.roi_head.refinement.ascent={ascent}')
+    run_tool('test', ENERGY_CONFIG, checkpoint, '--work-dir', work_dir,
+             '--cfg-options',
+             f'model.roi_head.refinement.energy_nms={energy_nms}',
+             f'model.roi_head.refinement.ascent={ascent}')
     written, = work_dir.glob('*/*.json')
     metrics = json.loads(written.read_text())
     return {name: metrics[key] for name, key in METRICS.items()}
@@ -97,15 +78,17 @@ def main() -> None:
     start = time.time()
     work_dir, data_dir = args.work_dir.resolve(), args.data_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
-    os.environ['DIGITS_ROOT'] = f'{data_dir}/'
+    os.environ['DIGITS_ROOT'] = str(data_dir)
 
     say('1/5 Generated digits')
-    tool('make_digits', data_dir)
+    run_tool('make_digits', data_dir)
+    data = (data_dir / 'config.json').read_text()
     say('2/5 The plain detector')
-    plain = train(PLAIN_CONFIG, work_dir / 'plain', args.seed)
+    plain = train_once(PLAIN_CONFIG, work_dir / 'plain', args.seed,
+                       data=data)
     say('3/5 The energy model, detector frozen')
-    energy = train(ENERGY_CONFIG, work_dir / 'nce-plus', args.seed,
-                   f'load_from={plain}')
+    energy = train_once(ENERGY_CONFIG, work_dir / 'nce-plus', args.seed,
+                        load_from=plain, data=data)
     say('4/5 Evaluation on held-out images')
     metrics_file = work_dir / 'metrics.json'
     metrics = {
@@ -119,8 +102,8 @@ def main() -> None:
     held_out = sorted((data_dir / 'images').glob('test_*.png'))
     for path in held_out[:NUM_PICTURES]:
         shutil.copy(path, folder)
-    tool('infer', ENERGY_CONFIG, energy, folder, '--out-dir',
-         work_dir / 'inference')
+    run_tool('infer', ENERGY_CONFIG, energy, folder, '--out-dir',
+             work_dir / 'inference')
 
     print(f'\n{table(metrics)}\n')
     print(f'metrics:  {metrics_file}')

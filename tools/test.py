@@ -17,7 +17,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import mmdet_ebm  # noqa: F401  checks versions, keeps checkpoints loadable
+from mmdet_ebm.apis import require_energy_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,6 +44,9 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override config entries, e.g. '
         'model.roi_head.refinement.ascent=False key="[a,b]"')
+    parser.add_argument(
+        '--tta', action='store_true',
+        help='test-time augmentation: plain and mirrored images')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -72,9 +75,36 @@ def build_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     cfg.load_from = args.checkpoint
+    try:
+        require_energy_weights(cfg, args.checkpoint)
+    except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        add_flip_tta(cfg)
     return cfg
+
+
+def add_flip_tta(cfg: Config) -> None:
+    """Wrap the model so that each image is seen plain and mirrored.
+
+    ``tta_model`` and ``tta_pipeline`` of the config win where they exist.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
+            'flip', 'flip_direction')
+    pipeline = cfg.get('tta_pipeline', [
+        *dataset.pipeline[:-1],
+        dict(type='TestTimeAug', transforms=[
+            [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)],
+            [dict(type='PackDetInputs', meta_keys=keys)]])])
+    tta_model = cfg.get('tta_model', dict(type='DetTTAModel', tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    dataset.pipeline = pipeline
+    cfg.model = dict(tta_model, module=cfg.model)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from tqdm import tqdm
 
@@ -59,13 +60,30 @@ def build_model(config: Union[str, Config],
         config = Config.fromfile(config)
     if cfg_options:
         config.merge_from_dict(cfg_options)
-    if ('refiner' in config.model.get('roi_head', {})
-            and not _has_energy_weights(checkpoint)):
+    require_energy_weights(config, checkpoint)
+    return init_detector(config, checkpoint, device=device)
+
+
+def require_energy_weights(config: Config, checkpoint: str) -> None:
+    """Refuse to refine with random energies, which would harm boxes.
+
+    Raises:
+        ValueError: If the config has an energy model and refines with it, and
+            the checkpoint has no weights for it.
+    """
+    roi_head = config.model.get('roi_head', {})
+    stages = roi_head.get('refinement', {})
+    if 'refiner' not in roi_head or not (stages.get('energy_nms', True)
+                                         or stages.get('ascent', True)):
+        return
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    if not any('roi_head.refiner.' in key
+               for key in loaded.get('state_dict', loaded)):
         raise ValueError(
             f'{checkpoint} holds no weights of an energy model (no key with '
-            '"roi_head.refiner"); train one with this config, or use the '
-            "plain detector's config")
-    return init_detector(config, checkpoint, device=device)
+            '"roi_head.refiner"); train one with this config, use the plain '
+            "detector's config, or switch both stages of "
+            'model.roi_head.refinement off')
 
 
 def list_images(inputs: Union[str, Path, Sequence[Union[str, Path]]],
@@ -184,10 +202,3 @@ def _append_coco(results: dict, image_id: int, path: Path,
             x1, y1, x2, y2 = fields.initial_bboxes[row].tolist()
             entry['initial_bbox'] = [x1, y1, x2 - x1, y2 - y1]
         results['annotations'].append(entry)
-
-
-def _has_energy_weights(checkpoint: str) -> bool:
-    from mmengine.runner.checkpoint import _load_checkpoint
-    loaded = _load_checkpoint(checkpoint, map_location='cpu')
-    state = loaded.get('state_dict', loaded)
-    return any('roi_head.refiner.' in key for key in state)

@@ -128,6 +128,8 @@ def _draw_image(rng, glyphs, config):
         # Crop to what is visible, so that a digit may touch the border.
         alpha = alpha[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]
         h, w = alpha.shape
+        if h > height or w > width:
+            continue
         for _ in range(20):
             x = int(rng.integers(0, width - w + 1))
             y = int(rng.integers(0, height - h + 1))

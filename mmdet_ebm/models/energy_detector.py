@@ -30,7 +30,7 @@ class EnergyTwoStageDetector(TwoStageDetector):
             raise TypeError(
                 'EnergyTwoStageDetector needs model.roi_head of type '
                 f'EnergyRoIHead, got {type(self.roi_head).__name__}; see '
-                'configs/_base_/models/energy.py')
+                'the config in the README')
         self.freeze_detector = freeze_detector
         if freeze_detector:
             self.requires_grad_(False)

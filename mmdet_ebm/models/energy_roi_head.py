@@ -24,7 +24,9 @@ class Refinement:
         energy_nms: Order NMS by log-density rather than by class score.
         ascent: Move the final boxes uphill.
         nms_pre: Candidates (box and class above the score threshold) of an
-            image that enter the energy-ordered NMS at most, by class score.
+            image that enter the energy-ordered NMS at most, by class score;
+            -1 for all. It bounds time and memory where a detector is unsure of
+            everything.
     """
     energy_nms: bool = True
     ascent: bool = True
@@ -64,14 +66,17 @@ class EnergyRoIHead(StandardRoIHead):
     def _complete(self, refiner: ConfigType) -> ConfigType:
         """The refiner's config with the detector's own numbers filled in."""
         levels = self.bbox_roi_extractor
-        head = dict(type='EnergyHead', num_classes=self.bbox_head.num_classes,
-                    in_channels=levels.out_channels)
-        extractor = dict(type='PreciseRoIExtractor',
+        extractor = dict(type='PreciseRoIExtractor', output_size=7,
                          out_channels=levels.out_channels,
                          featmap_strides=levels.featmap_strides)
-        return dict(refiner, head={**head, **refiner.get('head', {})},
-                    roi_extractor={**extractor,
-                                   **refiner.get('roi_extractor', {})})
+        if hasattr(levels, 'finest_scale'):
+            extractor['finest_scale'] = levels.finest_scale
+        extractor.update(refiner.get('roi_extractor', {}))
+        head = dict(type='EnergyHead', num_classes=self.bbox_head.num_classes,
+                    in_channels=extractor['out_channels'],
+                    roi_feat_size=extractor['output_size'])
+        head.update(refiner.get('head', {}))
+        return dict(refiner, head=head, roi_extractor=extractor)
 
     def energy_loss(self, x: tuple[Tensor],
                     batch_data_samples: SampleList) -> dict[str, Tensor]:
@@ -147,11 +152,12 @@ class EnergyRoIHead(StandardRoIHead):
     def _energy_nms(self, surface, raw: InstanceList,
                     rcnn_test_cfg: ConfigType) -> InstanceList:
         nms_cfg = rcnn_test_cfg.nms
-        if nms_cfg.get('type', 'nms') != 'nms':
+        if nms_cfg.get('type') != 'nms' or set(nms_cfg) != {
+                'type', 'iou_threshold'}:
             raise ValueError(
-                'refinement.energy_nms orders boxes by log-density and then '
-                "uses NMS of type 'nms'; test_cfg.rcnn.nms has type "
-                f'{nms_cfg["type"]!r}. Change it, or switch energy_nms off.')
+                'refinement.energy_nms needs test_cfg.rcnn.nms = dict('
+                f"type='nms', iou_threshold=...), got {dict(nms_cfg)}. Change "
+                'it, or switch energy_nms off.')
         candidates = [
             _candidates(r, rcnn_test_cfg.score_thr, self.refinement.nms_pre)
             for r in raw
@@ -195,11 +201,12 @@ def _candidates(raw: InstanceData, score_thr: float,
     """Pairs of box and class above the threshold, the best ``nms_pre``."""
     class_scores = raw.scores[:, :-1]  # mmdet's background class is last
     num_classes = class_scores.shape[1]
-    boxes = get_box_tensor(raw.bboxes).view(len(class_scores), -1, 4)
+    boxes = get_box_tensor(raw.bboxes)
+    boxes = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
     boxes = boxes.expand(-1, num_classes, 4)
     index, labels = (class_scores > score_thr).nonzero(as_tuple=True)
     scores = class_scores[index, labels]
-    if len(scores) > nms_pre:
+    if 0 <= nms_pre < len(scores):
         scores, top = scores.topk(nms_pre)
         index, labels = index[top], labels[top]
     return InstanceData(

@@ -190,11 +190,14 @@ class EnergyRefiner(BaseModule):
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
         surface = self.roi_extractor.surface(features, image_sizes)
+        avg_factor = None
+        if self.loss_energy.reduction == 'mean':
+            avg_factor = reduce_mean(weight.sum()).clamp(min=1)
         loss = self.loss_energy(
             self.logdensity_fn(surface, boxes),
             torch.zeros_like(boxes.corners),
             weight=weight,
-            avg_factor=reduce_mean(weight.sum()).clamp(min=1))
+            avg_factor=avg_factor)
         return dict(loss_energy=loss)
 
     # ----------------------------------------------------------- refinement

@@ -39,8 +39,8 @@ class FeatureSurface:
         spatial_scales: Feature cells per network-input pixel, for each level.
         image_sizes: Height and width of each image in network-input pixels.
             Given, a map ends where its image does: cells that only batch
-            padding created count as outside, so that a box's value does not
-            depend on the images it is batched with.
+            padding created count as outside, so that for equal features
+            inside its image a box's value does not depend on the padding.
         method: ``'cells'``, ``'prefix'`` or ``'auto'`` (cells on a CPU).
 
     Raises:

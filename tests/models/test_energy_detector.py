@@ -152,6 +152,22 @@ def test_no_detections_and_no_objects(detector):
     assert loss == 0
 
 
+@pytest.mark.parametrize('counts', [(0, 0), (0, 3)])
+@pytest.mark.parametrize('energy_nms', [True, False])
+def test_images_without_proposals(detector, counts, energy_nms):
+    from mmengine.structures import InstanceData
+    inputs, samples = batch()
+    detector = with_stages(detector, energy_nms=energy_nms)
+    proposals = [InstanceData(bboxes=torch.tensor([[5., 5, 40, 50]] * n
+                                                  ).view(n, 4))
+                 for n in counts]
+    with torch.no_grad():
+        found = detector.eval().roi_head.predict(
+            detector.extract_feat(inputs), proposals, samples, rescale=True)
+    assert found[0].bboxes.shape == (0, 4)
+    assert (len(found[1]) > 0) == (counts[1] > 0)
+
+
 def test_one_image_without_objects_beside_one_with(detector):
     loss = detector.train().loss(*batch(num_objects=(3, 0)))['loss_energy']
     assert loss > 0 and loss.isfinite()
@@ -171,15 +187,30 @@ def test_crowd_and_ignored_boxes_are_not_trained_on(detector):
 
 def test_candidates_are_limited_to_the_best_scores(detector):
     inputs, samples = batch()
-    detector = with_stages(detector, energy_nms=True, ascent=False, nms_pre=3)
-    assert all(len(r) <= 3 for r in results(detector, inputs, samples))
+    counts = {}
+    for nms_pre in (3, 10_000, -1):
+        detector = with_stages(detector, energy_nms=True, ascent=False,
+                               nms_pre=nms_pre)
+        counts[nms_pre] = [len(r) for r in results(detector, inputs, samples)]
+    assert max(counts[3]) <= 3 < max(counts[-1])
+    assert counts[-1] == counts[10_000]
 
 
-def test_soft_nms_with_energies_is_refused(detector):
-    detector.roi_head.test_cfg.nms = Config(
-        dict(type='soft_nms', iou_threshold=0.5))
-    with pytest.raises(ValueError, match='soft_nms'):
+@pytest.mark.parametrize('nms', [
+    dict(type='soft_nms', iou_threshold=0.5),
+    dict(type='nms', iou_threshold=0.5, class_agnostic=True),
+])
+def test_other_nms_with_energies_is_refused(detector, nms):
+    detector.roi_head.test_cfg.nms = nms
+    with pytest.raises(ValueError, match='energy_nms'):
         results(detector, *batch())
+
+
+def test_number_of_bins_is_given_once():
+    cfg = energy_model_cfg()
+    cfg.roi_head.refiner.roi_extractor = dict(output_size=(3, 5))
+    loss = build(cfg).loss(*batch())['loss_energy']
+    assert loss > 0
 
 
 def test_unknown_stages_are_refused():

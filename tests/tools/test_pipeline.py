@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from pycocotools.coco import COCO
 
-from mmdet_ebm.apis import list_images
 from mmdet_ebm.datasets import DigitsConfig, generate_digits
 
 from ..conftest import CONFIGS, ROOT, batch, build, shrink
@@ -93,11 +93,28 @@ def test_coco_recipe_is_the_published_one():
                if p.requires_grad) == 12_846_080 + 1_049_600 + 82_000
 
 
+@pytest.mark.parametrize('base, num_classes', [
+    ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 80),
+    ('pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', 20),
+    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 80),
+])
+def test_the_readmes_delta_turns_any_of_mmdets_configs(base, num_classes,
+                                                       tmp_path):
+    readme = (ROOT / 'README.md').read_text()
+    delta = re.search(r'```python\n(_base_ = .*?)```', readme, re.S).group(1)
+    path = tmp_path / 'energy.py'
+    path.write_text(delta.replace('./my_faster-rcnn.py', f'mmdet::{base}'))
+    model = build(shrink(Config.fromfile(path).model)).train()
+    assert model.roi_head.refiner.head.num_classes == num_classes
+    loss = model.loss(*batch(num_classes=num_classes))['loss_energy']
+    assert loss > 0
+
+
 @pytest.fixture(scope='module')
 def trained(digits, tmp_path_factory):
     """A plain and an energy checkpoint from the command line."""
     patch = pytest.MonkeyPatch()
-    patch.setenv('DIGITS_ROOT', f'{digits}/')
+    patch.setenv('DIGITS_ROOT', str(digits))
     folder = tmp_path_factory.mktemp('trained')
     plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', folder)
     energy = shrunk_config('digits/faster-rcnn_r18-half_nce-plus_digits.py',
@@ -195,6 +212,13 @@ def test_training_on_a_random_frozen_detector_is_refused(
                  tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_on_a_cpu_is_refused(trained, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match='needs a GPU'):
+        run_tool(monkeypatch, 'train', trained['plain'], '--amp',
+                 '--work-dir', tmp_path)
+
+
 def test_inference_skips_what_it_cannot_read(trained, monkeypatch, tmp_path,
                                              digits, capsys):
     folder = tmp_path / 'images'
@@ -226,25 +250,43 @@ def test_inference_with_a_plain_checkpoint_is_refused(trained, monkeypatch,
                  tmp_path)
 
 
-def test_image_lists(tmp_path):
-    (tmp_path / 'sub').mkdir()
-    for name in ('b.png', 'a.JPG', 'notes.txt', 'sub/c.png'):
-        (tmp_path / name).touch()
-    names = [path.name for path in list_images(tmp_path)]
-    assert names == ['a.JPG', 'b.png']
-    assert len(list_images(tmp_path, recursive=True)) == 3
-    assert list_images([tmp_path / 'notes.txt', tmp_path / 'sub']) == [
-        tmp_path / 'notes.txt', tmp_path / 'sub/c.png']
-    (tmp_path / 'none').mkdir()
-    for missing in ('none', 'nowhere'):
-        with pytest.raises(FileNotFoundError, match=missing):
-            list_images(tmp_path / missing)
+def test_evaluation_with_a_plain_checkpoint_needs_the_stages_off(
+        trained, monkeypatch, tmp_path):
+    """Random energies would pass for a bad method."""
+    arguments = (trained['energy'], trained['plain_checkpoint'], '--work-dir',
+                 tmp_path)
+    with pytest.raises(SystemExit, match='no weights of an energy model'):
+        run_tool(monkeypatch, 'test', *arguments)
+    run_tool(monkeypatch, 'test', *arguments, '--cfg-options',
+             'model.roi_head.refinement.energy_nms=False',
+             'model.roi_head.refinement.ascent=False')
+
+
+def test_test_time_augmentation_runs(trained, monkeypatch, tmp_path):
+    run_tool(monkeypatch, 'test', trained['energy'], trained['checkpoint'],
+             '--work-dir', tmp_path, '--tta')
+    assert list(tmp_path.glob('*/*.json'))
+
+
+def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
+    out = tmp_path / 'figures.json'
+    run_tool(monkeypatch, 'compare_stages', trained['energy'],
+             trained['checkpoint'], '--control-config', trained['plain'],
+             '--control', trained['plain_checkpoint'], '--resamples', 5,
+             '--out', out, '--device', 'cpu')
+    figures = json.loads(out.read_text())
+    stages = figures['stages']
+    assert set(stages) == {'plain', 'energy NMS', 'ascent', 'both', 'control'}
+    # The control is the same detector here: the plain stage must equal it.
+    assert stages['plain']['runs'] == stages['control']['runs']
+    assert set(figures['differences']['both - control']['AP']) == {
+        'difference', 'low', 'high'}
 
 
 @pytest.mark.skipif(BCCD is None, reason='BCCD is not on this machine; set '
                     'BCCD_ROOT to its folder')
 def test_bccd_trains_from_real_images(monkeypatch, tmp_path):
-    monkeypatch.setenv('BCCD_ROOT', f'{BCCD}/')
+    monkeypatch.setenv('BCCD_ROOT', str(BCCD))
     plain = shrunk_config(
         'bccd/faster-rcnn_r18-half_bccd.py', tmp_path, **{
             'train_dataloader.dataset.indices': 4,

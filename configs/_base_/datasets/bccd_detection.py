@@ -2,7 +2,7 @@
 # (annotations/{train,val,test}.json and images/ under the data root).
 # The environment variable BCCD_ROOT says where it lies.
 _base_ = './small_coco.py'
-data_root = '{{$BCCD_ROOT:data/bccd/}}'
+data_root = '{{$BCCD_ROOT:data/bccd}}'
 metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'),
     palette=[(220, 60, 60), (120, 80, 220), (240, 180, 40)])
@@ -39,5 +39,5 @@ test_dataloader = dict(
     batch_size=4,
     dataset=dict(
         data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
-val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
-test_evaluator = dict(ann_file=data_root + 'annotations/test.json')
+val_evaluator = dict(ann_file=data_root + '/annotations/val.json')
+test_evaluator = dict(ann_file=data_root + '/annotations/test.json')

@@ -1,7 +1,7 @@
 # The generated digits (tools/make_digits.py), 160x160, ten classes, exact
 # boxes. The environment variable DIGITS_ROOT says where they lie.
 _base_ = './small_coco.py'
-data_root = '{{$DIGITS_ROOT:data/digits/}}'
+data_root = '{{$DIGITS_ROOT:data/digits}}'
 metainfo = dict(classes=tuple('0123456789'))
 
 train_pipeline = [
@@ -32,5 +32,5 @@ test_dataloader = dict(
     batch_size=8,
     dataset=dict(
         data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
-val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
-test_evaluator = dict(ann_file=data_root + 'annotations/test.json')
+val_evaluator = dict(ann_file=data_root + '/annotations/val.json')
+test_evaluator = dict(ann_file=data_root + '/annotations/test.json')

@@ -1,0 +1,52 @@
+"""What the scripts that chain other tools share."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Optional
+
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_tool(name: str, *arguments: object) -> None:
+    """Run a tool of this folder; its output is the user's to see."""
+    command = [sys.executable, f'tools/{name}.py', *map(str, arguments)]
+    print('$', 'python', *command[1:], flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def train_once(config: str,
+               work_dir: Path,
+               seed: int,
+               load_from: Optional[Path] = None,
+               data: str = '') -> Path:
+    """Train to the end, unless exactly this training has been done.
+
+    What counts as this training: the resolved config, the seed, the checkpoint
+    it starts from and ``data``, a description of generated data. An
+    interrupted one is resumed; another one in the same folder is removed.
+
+    Returns:
+        The last checkpoint.
+    """
+    text = Config.fromfile(ROOT / config).pretty_text
+    identity = dict(
+        config=config, seed=seed, data=data, load_from=str(load_from),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+        load_from_time=load_from.stat().st_mtime if load_from else None)
+    started, done = work_dir / 'started.json', work_dir / 'done'
+    if not started.exists() or json.loads(started.read_text()) != identity:
+        shutil.rmtree(work_dir, ignore_errors=True)
+        work_dir.mkdir(parents=True)
+        started.write_text(json.dumps(identity))
+    if not done.exists():
+        run_tool('train', config, '--work-dir', work_dir, '--resume',
+                 '--cfg-options', f'randomness.seed={seed}',
+                 f'load_from={load_from}')
+        shutil.copy(work_dir / 'last_checkpoint', done)
+    return Path(done.read_text())
