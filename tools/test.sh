@@ -10,4 +10,4 @@ printf '\n== Style\n'
 printf '\n== Tests\n'
 # A process for each core with one thread each: threads that wait for each
 # other on shared cores are far slower.
-OMP_NUM_THREADS=1 "$python" -m pytest -n "$(nproc)" "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest -n "$(nproc)" --dist loadscope "$@"

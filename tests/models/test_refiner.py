@@ -64,6 +64,20 @@ def test_candidates_equal_boxes_evaluated_one_by_one():
                                    rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_in_the_box_through_the_whole_model():
+    """Decoding, levels, pooling and head against finite differences."""
+    model = refiner().double()
+    reference = boxes()
+    reference = Boxes(reference.corners.double() + 0.123, reference.labels,
+                      reference.image_index, reference.counts)
+    surface = model.surface([f.double() for f in features()], SIZES)
+    logdensity = model.logdensity_fn(surface, reference)
+    relative = (torch.randn(5, 1, 4, dtype=torch.float64) * 0.05
+                ).requires_grad_()
+    assert torch.autograd.gradcheck(logdensity, (relative, ))
+    assert torch.autograd.gradgradcheck(logdensity, (relative, ))
+
+
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_refined_boxes_have_a_larger_log_density(mode):
     model, reference = refiner(step_length=(0.01, 0.01)), boxes()
