@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
-from mmdet_ebm.evaluation import MatchedDetections, bootstrap_difference
+from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 
 STAGES = {
@@ -147,9 +147,8 @@ def main() -> None:
                             seconds_per_image=seconds[stage])
                 for stage, runs in matched.items()},
         differences={
-            f'{a} - {b}': bootstrap_difference(matched[a], matched[b],
-                                               args.resamples)
-            for a, b in tqdm(pairs, desc='bootstrap')})
+            f'{a} - {b}': interval for (a, b), interval in
+            bootstrap_differences(matched, pairs, args.resamples).items()})
     print(table(figures))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Evaluation: importing this package registers the metrics with mmdet."""
 
-from .bootstrap import MatchedDetections, bootstrap_difference
+from .bootstrap import MatchedDetections, bootstrap_differences
 from .coco_ap90 import CocoAP90Metric
 
-__all__ = ['CocoAP90Metric', 'MatchedDetections', 'bootstrap_difference']
+__all__ = ['CocoAP90Metric', 'MatchedDetections', 'bootstrap_differences']

@@ -12,6 +12,7 @@ from typing import Optional, Sequence
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
 
 METRICS = ('AP', 'AP50', 'AP75', 'AP90')
 
@@ -72,42 +73,58 @@ class MatchedDetections:
                     AP75=mean(precision[at[75]]), AP90=mean(precision[at[90]]))
 
 
-def bootstrap_difference(ours: Sequence[MatchedDetections],
-                         theirs: Sequence[MatchedDetections],
-                         num_resamples: int = 1000,
-                         confidence: float = 0.95,
-                         seed: int = 0) -> dict[str, dict[str, float]]:
-    """Interval of the mean AP of some runs minus that of others.
+def bootstrap_differences(
+        systems: dict[str, Sequence[MatchedDetections]],
+        pairs: Sequence[tuple[str, str]],
+        num_resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Intervals of one system's mean AP minus another's.
 
-    Images are resampled with replacement, the same for all runs; the interval
-    holds the central ``confidence`` of the differences of the means. It speaks
-    of the choice of images, not of the choice of seeds.
+    Images are resampled with replacement, the same for all runs; an interval
+    holds the central ``confidence`` of the differences of the means over runs.
+    It speaks of the choice of images, not of the choice of seeds.
 
     Args:
-        ours: Matched detections of each run (seed), on the same split.
-        theirs: Those of the system compared with.
+        systems: Matched detections of each system's runs (seeds), all on the
+            same split.
+        pairs: Names (a, b), for the difference a - b.
         num_resamples: Resamples of the images.
-        confidence: Probability that the interval covers.
+        confidence: Probability that an interval covers.
         seed: Seed of the resampling.
 
     Returns:
-        For each metric ``difference``, ``low`` and ``high``, as fractions.
+        For each pair and metric ``difference``, ``low`` and ``high``, as
+        fractions.
+
+    Raises:
+        ValueError: If the runs are not on the same images.
     """
-    ids = ours[0].image_ids
-    if any(run.image_ids != ids for run in (*ours, *theirs)):
+    runs = [run for group in systems.values() for run in group]
+    ids = runs[0].image_ids
+    if any(run.image_ids != ids for run in runs):
         raise ValueError('all runs must be matched on the same images')
     rng = np.random.default_rng(seed)
 
-    def difference(images):
-        means = [{m: np.mean([run[m] for run in runs]) for m in METRICS}
-                 for runs in ([r.average_precision(images) for r in system]
-                              for system in (ours, theirs))]
-        return [means[0][m] - means[1][m] for m in METRICS]
+    def means(images):
+        """(systems, metrics)"""
+        return [
+            np.mean([list(run.average_precision(images).values())
+                     for run in group], axis=0) for group in systems.values()
+        ]
 
+    observed = np.array(means(None))
     draws = np.array([
-        difference(rng.integers(len(ids), size=len(ids)))
-        for _ in range(num_resamples)])
+        means(rng.integers(len(ids), size=len(ids)))
+        for _ in tqdm(range(num_resamples), desc='bootstrap', disable=None)])
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail], axis=0)
-    return {m: dict(difference=float(d), low=float(a), high=float(b))
-            for m, d, a, b in zip(METRICS, difference(None), low, high)}
+    row = {name: i for i, name in enumerate(systems)}
+    result = {}
+    for a, b in pairs:
+        low, high = np.nanquantile(draws[:, row[a]] - draws[:, row[b]],
+                                   [tail, 1 - tail], axis=0)
+        difference = observed[row[a]] - observed[row[b]]
+        result[a, b] = {
+            m: dict(difference=float(d), low=float(lo), high=float(hi))
+            for m, d, lo, hi in zip(METRICS, difference, low, high)}
+    return result

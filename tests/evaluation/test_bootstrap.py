@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmdet_ebm.evaluation import MatchedDetections, bootstrap_difference
+from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 
 
 def coco_of(images, boxes, classes):
@@ -84,14 +84,20 @@ def test_repeating_every_image_changes_nothing(split):
 
 def test_a_clearly_better_system_has_an_interval_above_zero(split):
     truth, good, bad = split
-    runs = [MatchedDetections(truth, found) for found in (good, bad)]
-    interval = bootstrap_difference(runs[:1], runs[1:], 200)['AP']
+    systems = dict(good=[MatchedDetections(truth, good)],
+                   bad=[MatchedDetections(truth, bad)])
+    pairs = [('good', 'bad'), ('bad', 'good')]
+    found = bootstrap_differences(systems, pairs, 200)
+    interval, reverse = (found[pair]['AP'] for pair in pairs)
+    assert reverse['low'] == pytest.approx(-interval['high'])
     assert 0 < interval['low'] < interval['difference'] < interval['high']
 
 
 def test_a_system_does_not_differ_from_itself(split):
     run = MatchedDetections(split[0], split[1])
-    interval = bootstrap_difference([run, run], [run], 20)['AP75']
+    systems = dict(a=[run, run], b=[run])
+    interval = bootstrap_differences(systems, [('a', 'b')],
+                                     20)['a', 'b']['AP75']
     assert interval == dict(difference=0, low=0, high=0)
 
 
@@ -103,5 +109,6 @@ def test_different_images_are_refused(split):
     truth, good, _ = split
     other = coco_of(3, [[0, 0, 9, 9]] * 9, [1] * 9)
     with pytest.raises(ValueError, match='same images'):
-        bootstrap_difference([MatchedDetections(truth, good)],
-                             [MatchedDetections(other, [])], 5)
+        bootstrap_differences(dict(a=[MatchedDetections(truth, good)],
+                                   b=[MatchedDetections(other, [])]),
+                              [('a', 'b')], 5)
