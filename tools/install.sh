@@ -36,7 +36,8 @@ command -v "$PYTHON" >/dev/null || {
 say "Creating the environment in $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 # mmcv's setup.py and mmdet's config lookup need pkg_resources.
-pip install 'setuptools<81' wheel ninja
+# torch needs >= 77.0.3 and would take the newest.
+pip install 'setuptools>=77.0.3,<81' wheel ninja numpy
 
 say "Installing $TORCH"
 pip install "$TORCH"
