@@ -67,7 +67,7 @@ if [ "$(cat "$built_for" 2>/dev/null)" != "$torch_version" ]; then
         "$MMCV" >"$build/log" 2>&1 &
     job=$!
     set +m
-    trap 'kill -- -$job 2>/dev/null; rm -rf "$build"' EXIT
+    trap 'kill -- -$job 2>/dev/null || true; rm -rf "$build"' EXIT
     seconds=0
     while kill -0 "$job" 2>/dev/null; do
         sleep 1
