@@ -24,19 +24,30 @@ def train_once(config: str,
                work_dir: Path,
                seed: int,
                load_from: Optional[Path] = None,
-               data: str = '') -> Path:
+               data: str = '',
+               max_epochs: Optional[int] = None) -> Path:
     """Train to the end, unless exactly this training has been done.
 
     What counts as this training: the resolved config, the seed, the checkpoint
-    it starts from and ``data``, a description of generated data. An
-    interrupted one is resumed; another one in the same folder is removed.
+    it starts from, the epochs and ``data``, a description of generated data.
+    An interrupted one is resumed; another one in the same folder is removed.
+
+    Args:
+        config: Config file of the small experiments, whose second scheduler
+            is a cosine over all epochs.
+        work_dir: Folder of this training.
+        seed: Seed of initialisation, order and noise.
+        load_from: Checkpoint to start from.
+        data: Description of generated data.
+        max_epochs: A schedule of this length instead of the config's.
 
     Returns:
         The last checkpoint.
     """
     text = Config.fromfile(ROOT / config).pretty_text
     identity = dict(
-        config=config, seed=seed, data=data, load_from=str(load_from),
+        config=config, seed=seed, data=data, max_epochs=max_epochs,
+        load_from=str(load_from),
         digest=hashlib.sha256(text.encode()).hexdigest(),
         load_from_time=load_from.stat().st_mtime if load_from else None)
     started, done = work_dir / 'started.json', work_dir / 'done'
@@ -45,8 +56,12 @@ def train_once(config: str,
         work_dir.mkdir(parents=True)
         started.write_text(json.dumps(identity))
     if not done.exists():
+        options = [f'randomness.seed={seed}', f'load_from={load_from}']
+        if max_epochs is not None:
+            options += [f'{key}={max_epochs}' for key in (
+                'train_cfg.max_epochs', 'train_cfg.val_interval',
+                'param_scheduler.1.T_max')]
         run_tool('train', config, '--work-dir', work_dir, '--resume',
-                 '--cfg-options', f'randomness.seed={seed}',
-                 f'load_from={load_from}')
+                 '--cfg-options', *options)
         shutil.copy(work_dir / 'last_checkpoint', done)
     return Path(done.read_text())
