@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmdet.apis import init_detector
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -93,8 +92,6 @@ def evaluate(args):
     loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
     loader.dataset.full_init()
     truth = COCO(cfg[f'{args.split}_evaluator'].ann_file)
-    device = args.device or (
-        'cuda:0' if torch.cuda.is_available() else 'cpu')
     matched, seconds = {}, {}
 
     def add(stage, model):
@@ -103,14 +100,15 @@ def evaluate(args):
         seconds.setdefault(stage, []).append(cost)
 
     for checkpoint in args.checkpoints:
-        model = build_model(args.config, checkpoint, device, args.cfg_options)
+        model = build_model(args.config, checkpoint, args.device,
+                            args.cfg_options)
         for stage, switches in STAGES.items():
             model.roi_head.refinement = dataclasses.replace(
                 model.roi_head.refinement, **switches)
             add(stage, model)
     for checkpoint in args.control:
-        add('control', init_detector(args.control_config, checkpoint,
-                                     device=device))
+        add('control', build_model(args.control_config, checkpoint,
+                                   args.device))
     return matched, seconds
 
 
