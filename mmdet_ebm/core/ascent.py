@@ -1,7 +1,7 @@
 """Gradient ascent on a log-density, each candidate with its own step."""
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,6 +86,62 @@ def gradient_ascent(logdensity_fn: LogDensityFn,
                 step = torch.where(keep[..., None], step, step * step_decay)
             accepted = accepted + keep
     return AscentResult(y, value, initial, accepted)
+
+
+def stopping_ascent(logdensity_fn: LogDensityFn,
+                    init: Tensor,
+                    step_length: Callable[[Tensor], Tensor],
+                    num_steps: int = 5,
+                    min_change: float = 0.001,
+                    max_fall: float = 0.01) -> AscentResult:
+    r"""Plain gradient ascent that ends where f stops changing, or falls.
+
+    After a step that changed f by less than ``min_change``, or lowered it by
+    more than ``max_fall``, a candidate stays where that step led; it is not
+    taken back. Costs and guarantees are those of :func:`gradient_ascent`.
+
+    Args:
+        logdensity_fn: y (N, S, D) -> f (N, S). Candidates must not influence
+            each other's values.
+        init: (N, S, D) start.
+        step_length: y (N, S, D) -> step lengths, broadcastable to y.
+        num_steps: Steps to take at most.
+        min_change: Change of f below which a candidate stops.
+        max_fall: Fall of f above which a candidate stops.
+
+    Returns:
+        Where the candidates stopped; ``num_accepted`` counts their steps.
+
+    Raises:
+        ValueError: If a number is negative.
+
+    Source: "Acquisition of Localization Confidence for Accurate Object
+    Detection", ECCV 2018, arXiv 1807.11590, algorithm 2.
+    """
+    if num_steps < 0 or min_change < 0 or max_fall < 0:
+        raise ValueError('num_steps, min_change and max_fall must not be '
+                         f'negative, got {num_steps}, {min_change} and '
+                         f'{max_fall}')
+    with torch.inference_mode(False), torch.enable_grad():
+        y = init.detach().clone()
+        value, grad = _value_and_grad(logdensity_fn, y, num_steps > 0)
+        initial = value
+        steps = torch.zeros_like(value, dtype=torch.int64)
+        active = torch.ones_like(value, dtype=torch.bool)
+        for i in range(num_steps):
+            proposal = y + step_length(y) * grad
+            new_value, new_grad = _value_and_grad(logdensity_fn, proposal,
+                                                  i + 1 < num_steps)
+            active = active & ~new_value.isnan()
+            change = new_value - value
+            y = torch.where(active[..., None], proposal, y)
+            value = torch.where(active, new_value, value)
+            if new_grad is not None:
+                grad = torch.where(active[..., None], new_grad, grad)
+            steps = steps + active
+            active = active & (change.abs() >= min_change) & (
+                change >= -max_fall)
+    return AscentResult(y, value, initial, steps)
 
 
 def _value_and_grad(logdensity_fn, y, with_grad):

@@ -1,5 +1,6 @@
 """The network from pooled features to a log-density."""
 
+import copy
 from typing import Optional, Union
 
 import torch
@@ -96,3 +97,30 @@ class EnergyHead(BaseModule):
         else:
             column = logdensities.gather(1, labels[:, None])[:, 0]
         return column.to(torch.promote_types(column.dtype, torch.float32))
+
+    def has_curvature(self) -> bool:
+        """Whether automatic differentiation sees all curvature of f.
+
+        It does if the second derivative that it gives for the activation
+        integrates to the change of slope; a kink's share would be missing.
+        """
+        # layers alternate: linear, activation
+        return all(_is_smooth(layer) for layer in self.shared_fcs[1::2])
+
+
+def _is_smooth(activation: nn.Module) -> bool:
+    activation = copy.deepcopy(activation).to('cpu', torch.float64)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.linspace(-6, 6, 2001, dtype=torch.float64,
+                           device='cpu').requires_grad_()
+        # A function of its own for each x; inplace ones need a copy.
+        slope, = torch.autograd.grad(
+            activation(x.clone()).sum(), x, create_graph=True)
+        if not slope.requires_grad:
+            return False
+        curvature, = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+    if curvature is None:
+        return False
+    change = slope[1:] - slope[0]
+    integral = torch.cumulative_trapezoid(curvature, x)
+    return bool((integral - change).abs().max() < 0.01)

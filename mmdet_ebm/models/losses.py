@@ -6,7 +6,8 @@ from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..core import NCE, LogDensityFn, NCEPlus
+from ..core import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, LogDensityFn,
+                    NCEPlus)
 
 
 class EnergyLoss(nn.Module):
@@ -92,6 +93,131 @@ class NCELoss(EnergyLoss):
                  reduction: str = 'mean',
                  loss_weight: float = 1.0) -> None:
         super().__init__(NCE(sigmas, num_samples), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class MLISLoss(EnergyLoss):
+    """ML-IS; see :class:`mmdet_ebm.core.MLIS`. Defaults as published.
+
+    Args:
+        sigmas: Widths of the proposal q in relative box space.
+        num_samples: Samples of q per object.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 sigmas: Sequence = (0.0375, 0.075, 0.15),
+                 num_samples: int = 128,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(MLIS(sigmas, num_samples), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class KLDISLoss(EnergyLoss):
+    """KLD-IS; see :class:`mmdet_ebm.core.KLDIS`. Defaults as published.
+
+    Args:
+        sigmas: Widths of the proposal q in relative box space.
+        num_samples: Samples of q per object.
+        sigma_gt: Width of the Gaussian around the target.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 sigmas: Sequence = (0.0375, 0.075, 0.15),
+                 num_samples: int = 128,
+                 sigma_gt: float = 0.0225,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(
+            KLDIS(sigmas, num_samples, sigma_gt), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class MLMCMCLoss(EnergyLoss):
+    """ML-MCMC-L; see :class:`mmdet_ebm.core.MLMCMC`. Defaults as published.
+
+    Args:
+        step_size: lambda of the Langevin chains, in relative box space.
+        num_steps: L, steps of a chain.
+        num_samples: Chains per object.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 step_size: float = 1e-5,
+                 num_steps: int = 8,
+                 num_samples: int = 128,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(
+            MLMCMC(step_size, num_steps, num_samples), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class SMLoss(EnergyLoss):
+    """Score matching; see :class:`mmdet_ebm.core.SM`.
+
+    The energy head needs a smooth activation, such as ``act_cfg=dict(
+    type='SiLU')``. Not run on detection by its authors.
+
+    Args:
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(SM(), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class DSMLoss(EnergyLoss):
+    """DSM; see :class:`mmdet_ebm.core.DSM`. Defaults as published.
+
+    With a ReLU head its parameter gradient is biased, see there.
+
+    Args:
+        sigma: Width of the noise in relative box space.
+        num_samples: Samples per object.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 sigma: float = 0.075,
+                 num_samples: int = 128,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(DSM(sigma, num_samples), reduction, loss_weight)
+
+
+@MODELS.register_module()
+class LocalizationConfidenceLoss(EnergyLoss):
+    """IoU-Net's loss; see :class:`mmdet_ebm.core.IoUNet`.
+
+    It trains the head to predict the IoU of jittered boxes. mmdet's own
+    IoU losses compare a predicted box with a target and are another thing.
+
+    Args:
+        num_samples: Jittered boxes per object.
+        min_iou: Their lowest IoU.
+        reduction: 'none', 'mean' or 'sum'.
+        loss_weight: Factor on the loss.
+    """
+
+    def __init__(self,
+                 num_samples: int = 128,
+                 min_iou: float = 0.5,
+                 reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(
+            IoUNet(num_samples, min_iou), reduction, loss_weight)
 
 
 def _checked_reduction(reduction: str) -> str:

@@ -9,7 +9,8 @@ from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..core import LogDensityFn, gradient_ascent
+from ..core import (AscentResult, LogDensityFn, gradient_ascent,
+                    stopping_ascent)
 from ..ops import FeatureSurface, relative_to_boxes
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
@@ -105,6 +106,14 @@ class EnergyRefiner(BaseModule):
         self.roi_extractor = MODELS.build(roi_extractor)
         self.head = MODELS.build(head)
         self.loss_energy = MODELS.build(loss)
+        if (getattr(self.loss_energy.method, 'needs_curvature', False)
+                and not self.head.has_curvature()):
+            raise ValueError(
+                f'{type(self.loss_energy).__name__} needs second derivatives, '
+                'and those of a head with the activation '
+                f'{type(self.head.shared_fcs[1]).__name__} are lost in its '
+                'kinks; choose a smooth one, such as '
+                "model.roi_head.refiner.head.act_cfg=dict(type='SiLU')")
         self.num_steps = num_steps
         self.step_length = tuple(step_length)
         self.step_decay = step_decay
@@ -136,12 +145,27 @@ class EnergyRefiner(BaseModule):
         Returns:
             t (R, S, 4) -> f (R, S), with S candidates for each of R boxes.
         """
+        logdensity = self.corner_logdensity_fn(surface, reference)
+
+        def relative_logdensity(relative: Tensor) -> Tensor:
+            return logdensity(
+                relative_to_boxes(
+                    relative, reference.corners[:, None].to(relative.dtype)))
+
+        return relative_logdensity
+
+    def corner_logdensity_fn(self, surface: FeatureSurface,
+                             reference: Boxes) -> LogDensityFn:
+        """f as a function of corners near ``reference``, in pixels.
+
+        Returns:
+            Corners (R, S, 4) -> f (R, S), with S candidates for each of R
+            boxes, of their image and class and, with ``fix_level``, level.
+        """
         initial_level = self.roi_extractor.map_roi_levels(reference.corners)
 
-        def logdensity(relative: Tensor) -> Tensor:
-            rows, samples = relative.shape[:2]
-            corners = relative_to_boxes(
-                relative, reference.corners[:, None].to(relative.dtype))
+        def logdensity(corners: Tensor) -> Tensor:
+            rows, samples = corners.shape[:2]
             corners = corners.flatten(0, 1)
             if self.fix_level:
                 level = initial_level.repeat_interleave(
@@ -216,14 +240,11 @@ class EnergyRefiner(BaseModule):
             boxes = Boxes(boxes.corners.clone(), boxes.labels.clone(),
                           boxes.image_index.clone(), boxes.counts)
             moves = self._is_refinable(boxes.corners)[:, None, None]
-            full = self.logdensity_fn(surface, boxes)
-            centre, size = self.step_length
-            result = gradient_ascent(
+            full = self.corner_logdensity_fn(surface, boxes)
+            refined, result = self.ascend(
                 # A box that must not move gets no gradient.
-                lambda t: full(torch.where(moves, t, t.detach())),
-                boxes.corners.new_zeros(len(boxes.labels), 1, 4),
-                (centre, centre, size, size), self.num_steps, self.step_decay)
-            refined = relative_to_boxes(result.y[:, 0], boxes.corners)
+                lambda c: full(torch.where(moves, c, c.detach())),
+                boxes.corners)
             refined = torch.where(moves[:, 0], refined, boxes.corners)
             pieces = [
                 _clip(piece, size) for (piece, ), size in zip(
@@ -234,9 +255,88 @@ class EnergyRefiner(BaseModule):
             torch.cat(pieces), result.logdensity[:, 0],
             result.initial_logdensity[:, 0], accepted)
 
+    def ascend(self, corner_logdensity_fn: LogDensityFn,
+               corners: Tensor) -> tuple[Tensor, AscentResult]:
+        """The ascent from given boxes, in their relative space.
+
+        Args:
+            corner_logdensity_fn: Corners (R, 1, 4) -> f (R, 1).
+            corners: (R, 4), the initial boxes.
+
+        Returns:
+            The corners (R, 4) where it ends, and how it went.
+        """
+        reference = corners[:, None]
+        centre, size = self.step_length
+        result = gradient_ascent(
+            lambda t: corner_logdensity_fn(relative_to_boxes(t, reference)),
+            torch.zeros_like(reference), (centre, centre, size, size),
+            self.num_steps, self.step_decay)
+        return relative_to_boxes(result.y, reference)[:, 0], result
+
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]
         return (sides >= self.min_box_size).all(1)
+
+
+@MODELS.register_module()
+class IoUNetRefiner(EnergyRefiner):
+    r"""IoU-Net's refinement: corners in pixels, few and long steps.
+
+    Each corner coordinate moves by ``step_length`` times the box's present
+    side along its axis times the gradient in it,
+    :math:`x \leftarrow x + \lambda w \, \partial f / \partial x`, until f
+    stops changing. Meant for a head that was trained with
+    ``LocalizationConfidenceLoss``; everything else is ``EnergyRefiner``.
+
+    Args:
+        roi_extractor: Config of a ``PreciseRoIExtractor``.
+        head: Config of an ``EnergyHead``.
+        loss: Config of a training method.
+        num_steps: Ascent steps, at most.
+        step_length: lambda.
+        min_change: Change of f below which a box stops.
+        max_fall: Fall of f above which a box stops.
+        min_box_size: As in ``EnergyRefiner``.
+        fix_level: As in ``EnergyRefiner``.
+        init_cfg: mmengine's initialisation.
+
+    Source: "Acquisition of Localization Confidence for Accurate Object
+    Detection", ECCV 2018, arXiv 1807.11590, algorithm 2. f is scaled to
+    [-1, 1] there in training; whether its thresholds mean the scaled IoU is
+    not said, here they do.
+    """
+
+    def __init__(self,
+                 roi_extractor: dict,
+                 head: dict,
+                 loss: dict,
+                 num_steps: int = 5,
+                 step_length: float = 0.5,
+                 min_change: float = 0.001,
+                 max_fall: float = 0.01,
+                 min_box_size: float = 2.0,
+                 fix_level: bool = True,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(
+            roi_extractor, head, loss, num_steps=num_steps,
+            step_length=(step_length, step_length), min_box_size=min_box_size,
+            fix_level=fix_level, init_cfg=init_cfg)
+        self.min_change = min_change
+        self.max_fall = max_fall
+
+    def ascend(self, corner_logdensity_fn: LogDensityFn,
+               corners: Tensor) -> tuple[Tensor, AscentResult]:
+        """See ``EnergyRefiner.ascend``."""
+
+        def step_length(current: Tensor) -> Tensor:
+            sides = (current[..., 2:] - current[..., :2]).clamp(min=0)
+            return self.step_length[0] * sides.repeat(1, 1, 2)
+
+        result = stopping_ascent(corner_logdensity_fn, corners[:, None],
+                                 step_length, self.num_steps, self.min_change,
+                                 self.max_fall)
+        return result.y[:, 0], result
 
 
 def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..noise import GaussianMixtureNoise
 from ..types import LogDensityFn
+from .checks import positive_int
 
 
 class NCEPlus(nn.Module):
@@ -38,13 +39,10 @@ class NCEPlus(nn.Module):
     def __init__(self, sigmas: Sequence, num_samples: int,
                  beta: float) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(
-                f'num_samples must be positive, got {num_samples}')
         if not beta >= 0:
             raise ValueError(f'beta must not be negative, got {beta}')
         self.noise = GaussianMixtureNoise(sigmas)
-        self.num_samples = num_samples
+        self.num_samples = positive_int('num_samples', num_samples)
         self.beta = beta
 
     def forward(self,

@@ -1,0 +1,18 @@
+"""Checks that the methods share."""
+
+import math
+
+
+def positive_int(name: str, value: int) -> int:
+    """``value``, if it is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be a positive whole number, got '
+                         f'{value!r}')
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """``value``, if it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f'{name} must be positive, got {value!r}')
+    return value

@@ -1,0 +1,98 @@
+r"""Score matching: fit :math:`\nabla_y f`, for which no normaliser is needed.
+
+Both losses differentiate f in y and then in the parameters. A log-density that
+is piecewise linear in its features (a ReLU network) has all its curvature in
+kinks, which automatic differentiation passes over: score matching would see
+tr H = 0 there and denoising score matching the wrong parameter gradient, on
+average. Use a smooth activation; ``needs_curvature`` marks the method that
+cannot do without.
+
+Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
+arXiv 2005.01698, sections 2.5 (SM) and 2.6 (DSM).
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..types import LogDensityFn
+from .checks import positive, positive_int
+
+
+class SM(nn.Module):
+    r"""Score matching, :math:`\mathrm{tr} \nabla_y^2 f(y)
+    + \tfrac{1}{2} \|\nabla_y f(y)\|^2` at the target."""
+
+    needs_curvature = True
+
+    def forward(self,
+                logdensity_fn: LogDensityFn,
+                targets: Tensor,
+                generator: Optional[torch.Generator] = None) -> Tensor:
+        """Loss (N,) of each instance.
+
+        Args:
+            logdensity_fn: y (N, 1, D) -> f (N, 1), twice differentiable.
+            targets: (N, D).
+            generator: Not used; nothing is random here.
+        """
+        gradient, y = _gradient(logdensity_fn, targets[:, None])
+        # One second derivative for each dimension of y, of all instances.
+        trace = sum(
+            torch.autograd.grad(gradient[..., d].sum(), y,
+                                create_graph=True)[0][..., d]
+            for d in range(targets.shape[1]))
+        return (trace + 0.5 * gradient.square().sum(-1))[:, 0]
+
+
+class DSM(nn.Module):
+    r"""Denoising score matching.
+
+    .. math:: \tfrac{1}{M} \sum_m
+              \|\nabla_y f(y_m) + (y_m - y) / \sigma^2\|^2 ,
+              \qquad y_m \sim \mathcal{N}(y, \sigma^2 I)
+
+    Args:
+        sigma: Width of the noise.
+        num_samples: M, samples per instance.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(self, sigma: float, num_samples: int) -> None:
+        super().__init__()
+        self.sigma = positive('sigma', sigma)
+        self.num_samples = positive_int('num_samples', num_samples)
+
+    def forward(self,
+                logdensity_fn: LogDensityFn,
+                targets: Tensor,
+                generator: Optional[torch.Generator] = None) -> Tensor:
+        """Loss (N,) of each instance.
+
+        Args:
+            logdensity_fn: y (N, M, D) -> f (N, M), differentiable.
+            targets: (N, D).
+            generator: Source of randomness.
+        """
+        n, dim = targets.shape
+        offsets = self.sigma * torch.randn(
+            n, self.num_samples, dim, dtype=targets.dtype,
+            device=targets.device, generator=generator)
+        gradient, _ = _gradient(logdensity_fn, targets[:, None] + offsets)
+        residual = gradient + offsets / self.sigma**2
+        return residual.square().sum(-1).mean(1)
+
+    def extra_repr(self) -> str:
+        return f'sigma={self.sigma}, num_samples={self.num_samples}'
+
+
+def _gradient(logdensity_fn, y):
+    """The gradient of f in y, with its graph, and the y it belongs to."""
+    y = y.detach().requires_grad_()
+    with torch.enable_grad():
+        gradient, = torch.autograd.grad(
+            logdensity_fn(y).sum(), y, create_graph=True)
+    return gradient, y
