@@ -12,6 +12,7 @@ from mmdet.utils import ConfigType, InstanceList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ..ops import FeatureSurface
 from .energy_nms import energy_nms
 from .refiner import Boxes
 
@@ -137,11 +138,11 @@ class EnergyRoIHead(StandardRoIHead):
         sizes = _image_sizes(batch_img_metas)
         surface = self.refiner.surface(x, sizes)
         if stages.energy_nms:
-            results = self._energy_nms(surface, raw, rcnn_test_cfg)
+            results = self.nms_by_energy(surface, raw, rcnn_test_cfg)
         else:
             results = raw
         if stages.ascent:
-            results = self._ascend(surface, results, sizes)
+            results = self.ascend(surface, results, sizes)
         if rescale:
             for result, meta in zip(results, batch_img_metas):
                 for name in ('bboxes', 'initial_bboxes'):
@@ -149,8 +150,16 @@ class EnergyRoIHead(StandardRoIHead):
                         result[name] = _to_original(result[name], meta)
         return results
 
-    def _energy_nms(self, surface, raw: InstanceList,
-                    rcnn_test_cfg: ConfigType) -> InstanceList:
+    def nms_by_energy(self, surface: FeatureSurface, raw: InstanceList,
+                      rcnn_test_cfg: ConfigType) -> InstanceList:
+        """Detections from the box head's raw output.
+
+        Args:
+            surface: From ``EnergyRefiner.surface``.
+            raw: Boxes and class scores of the proposals of each image, in
+                network-input pixels.
+            rcnn_test_cfg: Thresholds of score, NMS and number.
+        """
         nms_cfg = rcnn_test_cfg.nms
         if nms_cfg.get('type') != 'nms' or set(nms_cfg) != {
                 'type', 'iou_threshold'}:
@@ -178,8 +187,15 @@ class EnergyRoIHead(StandardRoIHead):
                     logdensities=values[keep]))
         return results
 
-    def _ascend(self, surface, results: InstanceList,
-                image_sizes) -> InstanceList:
+    def ascend(self, surface: FeatureSurface, results: InstanceList,
+               image_sizes: list[tuple[int, int]]) -> InstanceList:
+        """Detections moved uphill, with where they started.
+
+        Args:
+            surface: From ``EnergyRefiner.surface``.
+            results: Detections of each image, in network-input pixels.
+            image_sizes: Height and width of each image.
+        """
         initial = [get_box_tensor(r.bboxes) for r in results]
         boxes = Boxes.from_images(initial, [r.labels for r in results])
         refined = self.refiner.refine(surface, boxes, image_sizes)

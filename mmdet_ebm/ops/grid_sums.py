@@ -25,6 +25,8 @@ from torch.autograd import Function
 # Upper bound on the gathered weights of one chunk; keeps the working set of a
 # step near the caches on a CPU and bounds the memory of the adjoint anywhere.
 _TAPS_PER_CHUNK = 1 << 21
+# The same for the values that a box gradient multiplies and sums up.
+_VALUES_PER_CHUNK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -223,34 +225,56 @@ def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
             x.shape[1] - rules[1].is_mean)
 
 
-def _edge_gradients(table: Tensor, grad: Tensor, y: Tensor, x: Tensor,
-                    layout: GridLayout, rules: tuple[Rule, Rule],
+def _edge_gradients(table: Tensor, sums: Tensor, grad: Tensor, y: Tensor,
+                    x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
                     needs: tuple[bool, bool]):
-    """Gradients of ``(grid_sum(table, ...) * grad).sum()`` in y and x."""
+    """Gradients of ``(sums * grad).sum()`` in y and x.
+
+    ``sums`` is ``grid_sum(table, y, x, ...)``. Some grids at a time: the terms
+    are many times larger than the result, and stay in the caches that way.
+    """
+    needs = [need and rule.derivative is not None
+             for need, rule in zip(needs, rules)]
+    if not any(needs):
+        return [None, None]
+    if len(y) == 0:
+        return [torch.zeros_like(edges) if need else None
+                for edges, need in zip((y, x), needs)]
+    size = max(1, _VALUES_PER_CHUNK // sums[0].numel())
+    # split, not slices: those would each get a gradient of full size.
+    parts = zip(*(t.split(size) for t in (sums, grad, y, x)))
+    grads = zip(*(_edge_gradients_of_part(
+        table, *part, layout[slice(i * size, (i + 1) * size)], rules, needs)
+        for i, part in enumerate(parts)))
+    return [torch.cat(pieces) if need else None
+            for pieces, need in zip(grads, needs)]
+
+
+def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
     grads = [None, None]
-    total = None
+    weighted = None
     for axis, (edges, rule) in enumerate(((y, rules[0]), (x, rules[1]))):
-        if not needs[axis] or rule.derivative is None:
+        if not needs[axis]:
             continue
         below = tuple(
             rule.derivative if a == axis else rules[a] for a in (0, 1))
         slopes = GridSum.apply(table, y, x, layout, below)
         if not rule.is_mean:
-            grads[axis] = (slopes * grad).sum((3, 2 - axis))
+            grads[axis] = (slopes * grad).sum(-1).sum(2 - axis)
             continue
         # mean = integral / length: d/de_hi = (value_hi - mean) / length and
         # d/de_lo = (mean - value_lo) / length.
-        if total is None:
-            total = GridSum.apply(table, y, x, layout, rules)
+        if weighted is None:
+            weighted = (sums * grad).sum(-1)
         dim = 1 + axis
         n = edges.shape[1] - 1
         length = edges[:, 1:] - edges[:, :-1]
         length = torch.where(length > 0, length, float('inf'))
-        hi = ((slopes.narrow(dim, 1, n) - total) * grad).sum(
-            (3, 2 - axis)) / length
-        lo = ((total - slopes.narrow(dim, 0, n)) * grad).sum(
-            (3, 2 - axis)) / length
-        grads[axis] = F.pad(hi, (1, 0)) + F.pad(lo, (0, 1))
+        mean = weighted.sum(2 - axis)
+        hi = (slopes.narrow(dim, 1, n) * grad).sum(-1).sum(2 - axis)
+        lo = (slopes.narrow(dim, 0, n) * grad).sum(-1).sum(2 - axis)
+        grads[axis] = (F.pad((hi - mean) / length, (1, 0)) +
+                       F.pad((mean - lo) / length, (0, 1)))
     return grads
 
 
@@ -259,26 +283,30 @@ class GridSum(Function):
 
     @staticmethod
     def forward(ctx, table, y, x, layout, rules):
-        ctx.save_for_backward(table, y, x)
-        ctx.layout, ctx.rules = layout, rules
         shape = (*_grid_shape(y, x, rules), table.shape[1])
         out = table.new_empty(shape)
         for grids, taps in _chunks(y, x, layout, rules):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
-            out[grids] = F.embedding_bag(
+            values = F.embedding_bag(
                 index, table, mode='sum',
                 per_sample_weights=weights.to(table.dtype)).view(
                     -1, *shape[1:])
+            if isinstance(grids, slice):
+                out[grids] = values
+            else:
+                out.index_copy_(0, grids, values)
+        ctx.save_for_backward(table, y, x, out)
+        ctx.layout, ctx.rules = layout, rules
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        table, y, x = ctx.saved_tensors
+        table, y, x, sums = ctx.saved_tensors
         grad_table = None
         if ctx.needs_input_grad[0]:
             grad_table = GridScatter.apply(grad, y, x, ctx.layout, ctx.rules)
-        grad_y, grad_x = _edge_gradients(table, grad, y, x, ctx.layout,
+        grad_y, grad_x = _edge_gradients(table, sums, grad, y, x, ctx.layout,
                                          ctx.rules, ctx.needs_input_grad[1:3])
         return grad_table, grad_y, grad_x, None, None
 
@@ -306,9 +334,10 @@ class GridScatter(Function):
     @staticmethod
     def backward(ctx, grad):
         values, y, x = ctx.saved_tensors
-        grad_values = None
-        if ctx.needs_input_grad[0]:
+        grad_values, needs = None, ctx.needs_input_grad
+        if any(needs):
+            # The edge gradients are those of its product with the values.
             grad_values = GridSum.apply(grad, y, x, ctx.layout, ctx.rules)
-        grad_y, grad_x = _edge_gradients(grad, values, y, x, ctx.layout,
-                                         ctx.rules, ctx.needs_input_grad[1:3])
+        grad_y, grad_x = _edge_gradients(grad, grad_values, values, y, x,
+                                         ctx.layout, ctx.rules, needs[1:3])
         return grad_values, grad_y, grad_x, None, None
