@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,3 +66,16 @@ def train_once(config: str,
                  '--cfg-options', *options)
         shutil.copy(work_dir / 'last_checkpoint', done)
     return Path(done.read_text())
+
+
+def coco_results(image_id: int, instances: InstanceData,
+                 cat_ids: Sequence[int]) -> list[dict]:
+    """Detections of one image in COCO's result format."""
+    found = instances.cpu()
+    return [
+        dict(image_id=image_id, score=score, category_id=cat_ids[label],
+             bbox=[x1, y1, x2 - x1, y2 - y1])
+        for (x1, y1, x2, y2), score, label in zip(
+            found.bboxes.tolist(), found.scores.tolist(),
+            found.labels.tolist())
+    ]

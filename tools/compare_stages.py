@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _experiment import coco_results
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -73,15 +74,8 @@ def run(model, loader, description):
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - start) / len(samples))
         for sample in samples:
-            found = sample.pred_instances.cpu()
-            for box, score, label in zip(found.bboxes.tolist(),
-                                         found.scores.tolist(),
-                                         found.labels.tolist()):
-                x1, y1, x2, y2 = box
-                results.append(dict(
-                    image_id=sample.img_id, score=score,
-                    category_id=dataset.cat_ids[label],
-                    bbox=[x1, y1, x2 - x1, y2 - y1]))
+            results += coco_results(sample.img_id, sample.pred_instances,
+                                    dataset.cat_ids)
     return results, statistics.median(seconds)
 
 

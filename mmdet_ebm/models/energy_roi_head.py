@@ -12,7 +12,6 @@ from mmdet.utils import ConfigType, InstanceList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..ops import FeatureSurface
 from .energy_nms import energy_nms
 from .refiner import Boxes
 
@@ -131,18 +130,37 @@ class EnergyRoIHead(StandardRoIHead):
         if rcnn_test_cfg is None or not (stages.energy_nms or stages.ascent):
             return super().predict_bbox(x, batch_img_metas, rpn_results_list,
                                         rcnn_test_cfg, rescale)
-        # All in network-input pixels: rescaling comes last.
         raw = super().predict_bbox(
             x, batch_img_metas, rpn_results_list,
             None if stages.energy_nms else rcnn_test_cfg, rescale=False)
+        return self.refine_raw(x, raw, batch_img_metas, rcnn_test_cfg, rescale)
+
+    def refine_raw(self,
+                   x: tuple[Tensor],
+                   raw: InstanceList,
+                   batch_img_metas: list[dict],
+                   rcnn_test_cfg: ConfigType,
+                   rescale: bool = False) -> InstanceList:
+        """The stages of ``refinement`` on what the box head predicted.
+
+        Args:
+            x: Feature maps.
+            raw: For each image, in network-input pixels: with the energy NMS
+                on, boxes and class scores of all proposals; else detections.
+            batch_img_metas: Meta information of the images.
+            rcnn_test_cfg: Thresholds of score, NMS and number.
+            rescale: Give boxes in the original image's frame.
+        """
+        stages = self.refinement
         sizes = _image_sizes(batch_img_metas)
         surface = self.refiner.surface(x, sizes)
+        # All in network-input pixels: rescaling comes last.
         if stages.energy_nms:
-            results = self.nms_by_energy(surface, raw, rcnn_test_cfg)
+            results = self._nms_by_energy(surface, raw, rcnn_test_cfg)
         else:
             results = raw
         if stages.ascent:
-            results = self.ascend(surface, results, sizes)
+            results = self._ascend(surface, results, sizes)
         if rescale:
             for result, meta in zip(results, batch_img_metas):
                 for name in ('bboxes', 'initial_bboxes'):
@@ -150,16 +168,8 @@ class EnergyRoIHead(StandardRoIHead):
                         result[name] = _to_original(result[name], meta)
         return results
 
-    def nms_by_energy(self, surface: FeatureSurface, raw: InstanceList,
-                      rcnn_test_cfg: ConfigType) -> InstanceList:
-        """Detections from the box head's raw output.
-
-        Args:
-            surface: From ``EnergyRefiner.surface``.
-            raw: Boxes and class scores of the proposals of each image, in
-                network-input pixels.
-            rcnn_test_cfg: Thresholds of score, NMS and number.
-        """
+    def _nms_by_energy(self, surface, raw: InstanceList,
+                       rcnn_test_cfg: ConfigType) -> InstanceList:
         nms_cfg = rcnn_test_cfg.nms
         if nms_cfg.get('type') != 'nms' or set(nms_cfg) != {
                 'type', 'iou_threshold'}:
@@ -187,15 +197,8 @@ class EnergyRoIHead(StandardRoIHead):
                     logdensities=values[keep]))
         return results
 
-    def ascend(self, surface: FeatureSurface, results: InstanceList,
-               image_sizes: list[tuple[int, int]]) -> InstanceList:
-        """Detections moved uphill, with where they started.
-
-        Args:
-            surface: From ``EnergyRefiner.surface``.
-            results: Detections of each image, in network-input pixels.
-            image_sizes: Height and width of each image.
-        """
+    def _ascend(self, surface, results: InstanceList,
+                image_sizes) -> InstanceList:
         initial = [get_box_tensor(r.bboxes) for r in results]
         boxes = Boxes.from_images(initial, [r.labels for r in results])
         refined = self.refiner.refine(surface, boxes, image_sizes)
