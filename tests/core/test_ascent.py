@@ -1,9 +1,9 @@
-"""Gradient ascent: fixed points, control of the steps, cost, modes."""
+"""Ascents: fixed points, control of the steps, cost, modes."""
 
 import pytest
 import torch
 
-from mmdet_ebm.core import gradient_ascent
+from mmdet_ebm.core import gradient_ascent, stopping_ascent
 
 PEAK = torch.tensor([1.0, -2.0])
 
@@ -124,3 +124,42 @@ def test_start_is_not_changed():
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(ValueError, match='expected'):
         gradient_ascent(bowl, **arguments)
+
+
+def test_stopping_ascent_takes_plain_steps_until_f_hardly_changes():
+    """f = -y^2 / 2 from 2, step 0.5: y halves, f rises by 3/8 y^2."""
+    init = torch.tensor([[[2.0]], [[0.02]]])
+    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
+                             lambda y: 0.5 * torch.ones_like(y), num_steps=5,
+                             min_change=0.01)
+    # The second changes by 0.00015 in its first step, which it keeps.
+    assert result.y.flatten().tolist() == pytest.approx([2 / 2**5, 0.01])
+    assert result.num_accepted.flatten().tolist() == [5, 1]
+
+
+def test_stopping_ascent_keeps_the_step_that_fell_too_far_and_stops():
+    """Step 3: 2 -> -4, f falls from -2 to -8."""
+    init = torch.tensor([[[2.0]]])
+    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
+                             lambda y: 3 * torch.ones_like(y), num_steps=5)
+    assert result.y.item() == -4 and result.logdensity.item() == -8
+    assert result.initial_logdensity.item() == -2
+    # A fall within the tolerance goes on.
+    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
+                             lambda y: 3 * torch.ones_like(y), num_steps=2,
+                             max_fall=10)
+    assert result.y.item() == 8
+
+
+def test_stopping_ascent_does_not_step_into_nan():
+    result = stopping_ascent(
+        lambda y: torch.where(y[..., 0] > 1, torch.nan, y[..., 0]),
+        torch.tensor([[[0.5]]]), lambda y: 0.4 * torch.ones_like(y), 5)
+    assert result.y.item() == pytest.approx(0.9)
+    assert result.logdensity.item() == pytest.approx(0.9)
+
+
+def test_stopping_ascent_refuses_negative_numbers():
+    with pytest.raises(ValueError, match='negative'):
+        stopping_ascent(bowl, torch.zeros(1, 1, 2), torch.ones_like,
+                        num_steps=-1)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet_ebm.core import gradient_ascent
-from mmdet_ebm.models import Boxes
+from mmdet_ebm.models import Boxes, EnergyRefiner, IoUNetRefiner
 
 from .test_refiner import features, refiner
 
@@ -58,8 +58,12 @@ def meta_inputs():
     return maps, corners, labels
 
 
-def test_training_step():
-    model = refiner().to('meta').train()
+@pytest.mark.parametrize('loss', [
+    'NCEPlusLoss', 'NCELoss', 'MLISLoss', 'KLDISLoss', 'MLMCMCLoss', 'SMLoss',
+    'DSMLoss', 'LocalizationConfidenceLoss'])
+def test_training_step(loss):
+    samples = {} if loss == 'SMLoss' else dict(num_samples=8)
+    model = refiner(loss=dict(type=loss, **samples)).to('meta').train()
     maps, corners, labels = meta_inputs()
     with no_host_traffic():
         loss = model.loss(maps, corners, labels, SIZES)['loss_energy']
@@ -67,8 +71,9 @@ def test_training_step():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_refinement():
-    model = refiner().to('meta')
+@pytest.mark.parametrize('kind', [EnergyRefiner, IoUNetRefiner])
+def test_refinement(kind):
+    model = refiner(kind).to('meta')
     maps, corners, labels = meta_inputs()
     with no_host_traffic():
         surface = model.surface(maps, SIZES)

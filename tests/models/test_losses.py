@@ -17,13 +17,47 @@ def loss_of(loss, **kwargs):
     return loss(logdensity, torch.zeros(4, 4), **kwargs)
 
 
-@pytest.mark.parametrize('name', ['NCELoss', 'NCEPlusLoss'])
+WIDE, NARROW = (0.075, 0.15, 0.3), (0.0375, 0.075, 0.15)
+PUBLISHED = dict(
+    NCELoss=dict(sigmas=WIDE, num_samples=127, beta=0.0),
+    NCEPlusLoss=dict(sigmas=WIDE, num_samples=127, beta=0.1),
+    MLISLoss=dict(sigmas=NARROW, num_samples=128),
+    KLDISLoss=dict(sigmas=NARROW, num_samples=128),
+    MLMCMCLoss=dict(step_size=1e-5, num_steps=8, num_samples=128),
+    SMLoss=dict(), DSMLoss=dict(sigma=0.075, num_samples=128),
+    LocalizationConfidenceLoss=dict(min_iou=0.5, num_samples=128))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_registered_with_published_defaults(name):
-    loss = MODELS.build(dict(type=name))
-    assert loss.method.num_samples == 127
-    torch.testing.assert_close(loss.method.noise.sigmas[:, 0],
-                               torch.tensor([0.075, 0.15, 0.3]))
-    assert loss.method.beta == {'NCELoss': 0.0, 'NCEPlusLoss': 0.1}[name]
+    method = MODELS.build(dict(type=name)).method
+    for field, value in PUBLISHED[name].items():
+        if field == 'sigmas':
+            torch.testing.assert_close(method.noise.sigmas[:, 0],
+                                       torch.tensor(value))
+        else:
+            assert getattr(method, field) == value
+    if name == 'KLDISLoss':
+        assert method.label.sigmas.item() == pytest.approx(0.0225)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_every_method_is_called_as_an_mmdet_loss(name):
+    scale = torch.ones((), requires_grad=True)
+    loss_fn = MODELS.build(dict(type=name, loss_weight=2.0))
+    weight = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    torch.manual_seed(7)
+    each = loss_fn(lambda y: scale * logdensity(y), torch.zeros(4, 4),
+                   weight=weight, reduction_override='none')
+    torch.manual_seed(7)
+    loss = loss_fn(lambda y: scale * logdensity(y), torch.zeros(4, 4),
+                   weight=weight, avg_factor=3.0)
+    torch.testing.assert_close(loss, each.sum() / 3)
+    assert each[1] == 0
+    loss.backward()
+    assert scale.grad != 0
+    empty = loss_fn(lambda y: scale * logdensity(y), torch.zeros(0, 4))
+    assert empty == 0 and empty.requires_grad
 
 
 def test_reductions():

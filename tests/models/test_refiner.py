@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from mmdet_ebm.models import Boxes, EnergyRefiner
+from mmdet_ebm.models import Boxes, EnergyRefiner, IoUNetRefiner
 from mmdet_ebm.ops import boxes_to_relative, relative_to_boxes
 
 SIZES = [(96, 96), (80, 64)]
 
 
-def refiner(**kwargs):
+def refiner(kind=EnergyRefiner, **kwargs):
     options = dict(
         roi_extractor=dict(type='PreciseRoIExtractor', out_channels=4),
         head=dict(type='EnergyHead', num_classes=3, in_channels=4,
                   fc_out_channels=16, act_cfg=dict(type='SiLU')),
         loss=dict(type='NCEPlusLoss', num_samples=8))
-    model = EnergyRefiner(**{**options, **kwargs})
+    model = kind(**{**options, **kwargs})
     model.init_weights()
     torch.nn.init.normal_(model.head.fc_logdensity.weight)
     return model.eval()
@@ -242,3 +242,62 @@ def test_under_autocast_pooling_and_loss_stay_in_float32():
 def test_wrong_step_lengths_are_named():
     with pytest.raises(ValueError, match='step_length'):
         refiner(step_length=(0.1, ))
+
+
+def test_iou_nets_ascent_moves_corners_by_their_sides_times_the_gradient():
+    model = refiner(IoUNetRefiner, num_steps=1, step_length=0.3)
+    start = boxes()
+    surface = model.surface(features(), SIZES)
+    corners = start.corners.clone().requires_grad_()
+    f = model.corner_logdensity_fn(surface, start)(corners[:, None])
+    gradient, = torch.autograd.grad(f.sum(), corners)
+    sides = (start.corners[:, 2:] - start.corners[:, :2]).repeat(1, 2)
+    expected = start.corners + 0.3 * sides * gradient
+    refined = model.refine(surface, start, SIZES)
+    inside = torch.tensor([96., 96, 96, 96]), torch.tensor([64., 80, 64, 80])
+    limit = torch.stack(inside)[start.image_index]
+    torch.testing.assert_close(refined.corners,
+                               expected.clamp(min=0).minimum(limit))
+    torch.testing.assert_close(refined.initial_logdensity, f[:, 0].detach())
+
+
+def test_iou_nets_ascent_leaves_tiny_boxes_alone():
+    model = refiner(IoUNetRefiner)
+    tiny = Boxes.from_images(
+        [torch.tensor([[10., 10, 10, 10], [20., 20, 21, 50]])],
+        [torch.tensor([0, 1])])
+    surface = model.surface(features(images=1), SIZES[:1])
+    refined = model.refine(surface, tiny, SIZES[:1])
+    torch.testing.assert_close(refined.corners, tiny.corners)
+    assert refined.num_accepted.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize('activation', ['ReLU', 'LeakyReLU', 'PReLU', 'ReLU6',
+                                        'HSwish'])
+def test_score_matching_refuses_a_head_whose_curvature_is_lost(activation):
+    with pytest.raises(ValueError, match='SMLoss needs second derivatives'):
+        refiner(loss=dict(type='SMLoss'), head=dict(
+            type='EnergyHead', num_classes=3, in_channels=4,
+            fc_out_channels=16, act_cfg=dict(type=activation)))
+
+
+@pytest.mark.parametrize('activation', ['SiLU', 'GELU', 'Tanh', 'ELU'])
+def test_score_matching_takes_a_smooth_head(activation):
+    model = refiner(loss=dict(type='SMLoss'), head=dict(
+        type='EnergyHead', num_classes=3, in_channels=4, fc_out_channels=16,
+        act_cfg=dict(type=activation)))
+    corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
+    loss = model.loss(features(), corners, labels, SIZES)['loss_energy']
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('loss', ['SMLoss', 'DSMLoss', 'MLMCMCLoss'])
+def test_boxes_without_area_do_not_spoil_a_loss_with_gradients(loss):
+    model = refiner(loss=dict(type=loss))
+    corners = [torch.tensor([[10., 12, 40, 50], [30., 30, 30, 30]])]
+    loss = model.loss(features(images=1), corners, [torch.tensor([0, 1])],
+                      SIZES[:1])['loss_energy']
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -37,13 +37,20 @@ class SM(nn.Module):
             targets: (N, D).
             generator: Not used; nothing is random here.
         """
-        gradient, y = _gradient(logdensity_fn, targets[:, None])
-        # One second derivative for each dimension of y, of all instances.
-        trace = sum(
-            torch.autograd.grad(gradient[..., d].sum(), y,
-                                create_graph=True)[0][..., d]
-            for d in range(targets.shape[1]))
-        return (trace + 0.5 * gradient.square().sum(-1))[:, 0]
+        y, logdensity, gradient = _differentiated(logdensity_fn,
+                                                  targets[:, None])
+        trace = torch.zeros_like(gradient[..., 0])
+        # A gradient without a graph is constant in y.
+        dimensions = targets.shape[1] if gradient.requires_grad else 0
+        with torch.enable_grad():
+            # One second derivative for each dimension, of all instances.
+            for d in range(dimensions):
+                second, = torch.autograd.grad(
+                    gradient[..., d].sum(), y, create_graph=True,
+                    materialize_grads=True)
+                trace = trace + second[..., d]
+        return (trace + 0.5 * gradient.square().sum(-1) +
+                _unused(logdensity))[:, 0]
 
 
 class DSM(nn.Module):
@@ -81,18 +88,29 @@ class DSM(nn.Module):
         offsets = self.sigma * torch.randn(
             n, self.num_samples, dim, dtype=targets.dtype,
             device=targets.device, generator=generator)
-        gradient, _ = _gradient(logdensity_fn, targets[:, None] + offsets)
+        _, logdensity, gradient = _differentiated(
+            logdensity_fn, targets[:, None] + offsets)
         residual = gradient + offsets / self.sigma**2
-        return residual.square().sum(-1).mean(1)
+        return (residual.square().sum(-1) + _unused(logdensity)).mean(1)
 
     def extra_repr(self) -> str:
         return f'sigma={self.sigma}, num_samples={self.num_samples}'
 
 
-def _gradient(logdensity_fn, y):
-    """The gradient of f in y, with its graph, and the y it belongs to."""
+def _differentiated(logdensity_fn, y):
+    """y as a leaf, f there, and its gradient in y with its graph."""
     y = y.detach().requires_grad_()
     with torch.enable_grad():
+        logdensity = logdensity_fn(y)
         gradient, = torch.autograd.grad(
-            logdensity_fn(y).sum(), y, create_graph=True)
-    return gradient, y
+            logdensity.sum(), y, create_graph=True)
+    return y, logdensity, gradient
+
+
+def _unused(logdensity):
+    """A zero with the graph of f itself.
+
+    Parameters that only shift f do not reach its gradient; without this they
+    would get none, and distributed training wait for it forever.
+    """
+    return 0 * logdensity

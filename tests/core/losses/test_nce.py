@@ -1,4 +1,4 @@
-"""NCE and NCE+: value, optimum, minimiser, gradients, extremes."""
+"""NCE and NCE+: value, optimum, the shift of the positive."""
 
 import math
 
@@ -65,70 +65,6 @@ def test_positive_is_shifted_by_beta_times_the_noise():
     variance = widths.square().mean()
     error = ((3 * widths.pow(4).mean() - variance**2) / n).sqrt()
     assert (shift.var() - variance).abs() < 5 * error
-
-
-@pytest.mark.parametrize('beta, dim', [(0.0, 1), (0.0, 4), (0.5, 1)])
-def test_minimiser_has_the_known_variance(beta, dim):
-    """f = -a |y|^2 / 2 fitted to N(0, s^2): 1/a is s^2 + beta^2 mean sigma^2.
-
-    That holds as M grows (the candidates' sum becomes an importance-sampled
-    normaliser); with M = 32 and D = 4 the fit is 17 % too narrow. The sampling
-    error of 4,000 targets is 2 % (one standard deviation, D = 1).
-    """
-    s, sigmas = 0.3, (0.2, 0.6)
-    targets = s * torch.randn(4000, dim, generator=generator(1))
-    # The sampled variance is what the fit can know.
-    sample = targets.square().mean().item()
-    log_precision = torch.zeros((), requires_grad=True)
-    method = NCEPlus(sigmas, 1024, beta)
-    optimiser = torch.optim.LBFGS([log_precision], max_iter=8,
-                                  line_search_fn='strong_wolfe')
-
-    def closure():
-        optimiser.zero_grad()
-        energy = lambda y: -0.5 * log_precision.exp(  # noqa: E731
-        ) * y.square().sum(-1)
-        loss = method(energy, targets, generator(2)).mean()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    variance = (-log_precision).exp().item()
-    expected = sample + beta**2 * sum(v**2 for v in sigmas) / 2
-    assert variance == pytest.approx(expected, rel=0.05)
-
-
-def test_gradcheck_in_what_the_log_density_depends_on():
-    targets = torch.randn(2, 3, dtype=torch.float64)
-    weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    method = NCEPlus(SIGMAS, 5, beta=0.2)
-    assert torch.autograd.gradcheck(
-        lambda w: method(lambda y: (y.sin() * w).sum(-1), targets,
-                         generator()), (weight, ))
-
-
-def test_no_instances_give_a_zero_with_a_graph():
-    weight = torch.ones(4, requires_grad=True)
-    losses = NCE(SIGMAS, 8)(lambda y: (y * weight).sum(-1), torch.zeros(0, 4))
-    assert losses.shape == (0, )
-    losses.sum().backward()
-    assert (weight.grad == 0).all()
-
-
-@pytest.mark.parametrize('scale', [1e4, -1e4])
-def test_extreme_log_densities_stay_finite(scale):
-    weight = torch.tensor(float(scale), requires_grad=True)
-    losses = NCE(SIGMAS, 64)(lambda y: weight * y.sum(-1), torch.ones(3, 4),
-                             generator())
-    losses.sum().backward()
-    assert losses.isfinite().all() and weight.grad.isfinite()
-
-
-def test_targets_are_not_changed():
-    targets = torch.randn(3, 4)
-    before = targets.clone()
-    NCEPlus(SIGMAS, 8, 0.1)(lambda y: y.sum(-1), targets)
-    assert torch.equal(targets, before)
 
 
 @pytest.mark.parametrize('arguments', [dict(num_samples=0, beta=0.1),
