@@ -35,7 +35,8 @@ def shrink(model_cfg, channels=8):
     if 'refiner' in cfg.roi_head:
         refiner = cfg.roi_head.refiner
         refiner.setdefault('head', {}).update(fc_out_channels=16)
-        refiner.loss.num_samples = 8
+        if 'num_samples' in refiner.loss:
+            refiner.loss.num_samples = 8
     return cfg
 
 

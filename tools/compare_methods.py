@@ -222,7 +222,7 @@ def write(figures: dict, out: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    logging.getLogger('mmengine').setLevel(logging.WARNING)
+    logging.disable(logging.WARNING)  # a line for every layer of every head
     work_dir = args.work_dir or Path('work_dirs/methods', args.data)
     work_dir = work_dir.resolve()
     out = args.out or work_dir / 'methods.json'

@@ -39,6 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path,
                         default=Path('work_dirs/label_noise'),
                         help='default: work_dirs/label_noise')
+    parser.add_argument('--data', type=Path,
+                        help='digits with noisy copies of the training boxes '
+                        '(default: make them in WORK_DIR/data)')
     parser.add_argument('--noise', type=float, nargs='+',
                         default=[0.0, 0.05, 0.1, 0.2],
                         help='standard deviations (default: 0 .05 .1 .2)')
@@ -154,12 +157,15 @@ def write(figures: dict, out: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    logging.getLogger('mmengine').setLevel(logging.WARNING)
+    logging.disable(logging.WARNING)  # a line for every layer of every head
     work_dir = args.work_dir.resolve()
     levels = [noise for noise in args.noise if noise > 0]
-    # The images and exact boxes are those of the default set.
-    run_tool('make_digits', work_dir / 'data', '--annotation-noise', *levels)
-    os.environ['DIGITS_ROOT'] = str(work_dir / 'data')
+    data = args.data
+    if data is None:
+        # Its images and exact boxes are those of the default set.
+        data = work_dir / 'data'
+        run_tool('make_digits', data, '--annotation-noise', *levels)
+    os.environ['DIGITS_ROOT'] = str(data)
     out = args.out or work_dir / 'label_noise.json'
     run(args, work_dir, out)
     print(out.with_suffix('.md').read_text())

@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -17,29 +15,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from pycocotools.coco import COCO
 
-from mmdet_ebm.datasets import DigitsConfig, generate_digits
-
 from ..conftest import CONFIGS, ROOT, batch, build, shrink
+from .conftest import run_tool
 
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix()
                  for path in CONFIGS.glob('[a-z]*/*.py'))
 BCCD = next((path for path in (os.environ.get('BCCD_ROOT', 'data/bccd'),
                                ROOT / '../shared/data/bccd')
              if Path(path, 'annotations/train.json').exists()), None)
-
-
-def run_tool(monkeypatch, name, *arguments):
-    """A tool as the command line runs it, without another interpreter."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-    return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'),
-                          run_name='__main__')
-
-
-@pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    config = DigitsConfig(num_images=dict(train=16, val=4, test=4))
-    return generate_digits(tmp_path_factory.mktemp('digits'), config)
 
 
 def shrunk_config(name, tmp_path, **changes):
@@ -91,6 +74,29 @@ def test_coco_recipe_is_the_published_one():
     model = build(cfg.model)
     assert sum(p.numel() for p in model.parameters()
                if p.requires_grad) == 12_846_080 + 1_049_600 + 82_000
+
+
+@pytest.mark.parametrize('method, loss, step_length', [
+    ('nce-plus', 'NCEPlusLoss', (80e-5, 32e-4)),
+    ('nce', 'NCELoss', (40e-5, 16e-4)),
+    ('ml-is', 'MLISLoss', (40e-5, 16e-4)),
+    ('kld-is', 'KLDISLoss', (40e-5, 16e-4)),
+    ('ml-mcmc-8', 'MLMCMCLoss', (2.5e-5, 1e-4)),
+    ('dsm', 'DSMLoss', (2.5e-5, 1e-4)),
+    ('sm', 'SMLoss', (2.5e-5, 1e-4)),
+    ('iou-net', 'LocalizationConfidenceLoss', (0.5, 0.5)),
+])
+@pytest.mark.parametrize('data, stem', [('coco', 'r50_fpn'),
+                                        ('digits', 'r18-half'),
+                                        ('bccd', 'r18-half')])
+def test_every_method_has_a_config_with_its_published_steps(
+        method, loss, step_length, data, stem):
+    cfg = Config.fromfile(CONFIGS / f'{data}/faster-rcnn_{stem}_{method}_'
+                          f'{data}.py')
+    refiner = build(shrink(cfg.model)).roi_head.refiner
+    assert type(refiner.loss_energy).__name__ == loss
+    assert refiner.step_length == step_length
+    assert refiner.num_steps == (5 if method == 'iou-net' else 10)
 
 
 @pytest.mark.parametrize('base, num_classes', [
