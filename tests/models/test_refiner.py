@@ -159,13 +159,35 @@ def test_loss_averages_over_the_objects_that_count():
         assert loss.item() == pytest.approx(expected)
 
 
-def test_no_objects_give_a_zero_loss_with_a_graph():
-    model = refiner()
+METHODS = ('NCEPlusLoss', 'NCELoss', 'MLISLoss', 'KLDISLoss', 'MLMCMCLoss',
+           'SMLoss', 'DSMLoss', 'LocalizationConfidenceLoss')
+
+
+@pytest.mark.parametrize('loss', METHODS)
+def test_no_objects_give_a_zero_loss_with_a_graph(loss):
+    model = refiner(loss=dict(type=loss))
     none = [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2
     loss = model.loss(features(), *none, SIZES)['loss_energy']
     loss.backward()
     assert loss == 0
     assert all((p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('loss', METHODS)
+def test_an_image_without_objects_does_not_change_the_loss(loss):
+    model = refiner(loss=dict(type=loss))
+    corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
+    losses = []
+    for images in (2, 3):
+        torch.manual_seed(0)
+        maps = [torch.cat([f, f])[:images] for f in features()]
+        empty = images - 2
+        losses.append(model.loss(
+            maps, list(corners) + [torch.zeros(0, 4)] * empty,
+            list(labels) + [torch.zeros(0).long()] * empty,
+            SIZES + SIZES[:1] * empty)['loss_energy'])
+    assert losses[0] != 0
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_no_detections():

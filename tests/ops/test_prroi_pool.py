@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmdet_ebm.ops import FeatureSurface, PrRoIPool, prroi_pool
+from mmdet_ebm.ops import FeatureSurface, PrRoIPool, grid_sums, prroi_pool
 
 METHODS = ('cells', 'prefix')
 
@@ -91,6 +91,26 @@ def test_gradients_in_features_and_boxes_twice(method):
 
     assert gradcheck(pool, (features, boxes))
     assert gradgradcheck(pool, (features, boxes))
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_derivatives_do_not_depend_on_how_many_boxes_go_at_once(
+        method, monkeypatch):
+    features = random_map().requires_grad_()
+    boxes = ROIS[:, 1:].clone().requires_grad_()
+
+    def derivatives():
+        rois = torch.cat([ROIS[:, :1], boxes], 1)
+        value = prroi_pool(features, rois, 3, 0.9, method).square().sum()
+        first = torch.autograd.grad(value, (features, boxes),
+                                    create_graph=True)
+        second = torch.autograd.grad(
+            sum(g.square().sum() for g in first), (features, boxes))
+        return *first, *second
+
+    together = derivatives()
+    monkeypatch.setattr(grid_sums, '_VALUES_PER_CHUNK', 1)
+    torch.testing.assert_close(derivatives(), together)
 
 
 def test_third_derivative_in_boxes_flows_through_features():
