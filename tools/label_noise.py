@@ -28,7 +28,7 @@ from mmdet_ebm.evaluation.bootstrap import METRICS
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-STEP_LENGTHS = ((4e-4, 16e-4), (8e-4, 32e-4), (32e-4, 128e-4))
+STEP_LENGTHS = ((1e-4, 4e-4), (4e-4, 16e-4), (16e-4, 64e-4))
 BATCH_SIZE = 4
 
 
