@@ -79,3 +79,11 @@ def coco_results(image_id: int, instances: InstanceData,
             found.bboxes.tolist(), found.scores.tolist(),
             found.labels.tolist())
     ]
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write to the side first: an interruption leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f'.{path.name}.part')
+    side.write_text(json.dumps(value, indent=1))
+    side.replace(path)

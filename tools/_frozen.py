@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from _experiment import ROOT, coco_results
+from _experiment import ROOT, coco_results, write_json
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
@@ -58,6 +58,7 @@ class FrozenDetector:
         self.cfg = Config.fromfile(ROOT / config)
         init_default_scope(self.cfg.default_scope)
         self.device = device
+        self.identity = [str(checkpoint), Path(checkpoint).stat().st_mtime]
         self.model = MODELS.build(self.cfg.model).to(device).eval()
         load_checkpoint(self.model, str(checkpoint), map_location=device,
                         logger='silent')
@@ -278,8 +279,8 @@ class Heads:
         """The trained head, from disk if it is there.
 
         Args:
-            name: Part of its folder's name; different views need different
-                names.
+            name: Part of its folder's name; views of other boxes need
+                another name.
             cfg: Energy config.
             views: What to train on.
             num_steps: Optimiser steps.
@@ -287,8 +288,8 @@ class Heads:
         refiner = cfg.model.roi_head.refiner
         identity = json.dumps([
             refiner.head, refiner.loss, cfg.optim_wrapper,
-            cfg.train_dataloader.batch_size, num_steps, self.seed],
-            sort_keys=True)
+            cfg.train_dataloader.batch_size, num_steps, self.seed, len(views),
+            self.detector.identity], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         folder = self.work_dir / f'{name}_{digest}'
         model = build_energy_model(cfg, self.seed, self.detector.device)
@@ -297,8 +298,8 @@ class Heads:
         if not record.exists():
             cost = train_head(model, cfg, views, num_steps, self.seed, folder)
             torch.save(model.roi_head.refiner.state_dict(), weights)
-            record.write_text(json.dumps(
-                dict(identity=json.loads(identity), **cost, AP={})))
+            write_json(record, dict(
+                identity=json.loads(identity), **cost, AP={}))
         model.roi_head.refiner.load_state_dict(
             torch.load(weights, map_location=self.detector.device))
         return Head(self.detector, model.eval(), record)
@@ -333,5 +334,5 @@ class Head:
             self.model.roi_head.refiner.step_length = step_length
             record['AP'][key] = self.detector.evaluate(
                 self.model.roi_head, split)
-            self.record.write_text(json.dumps(record, indent=1))
+            write_json(self.record, record)
         return record['AP'][key]

@@ -13,14 +13,13 @@ interrupted continues.
 """
 
 import argparse
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from _experiment import train_once
+from _experiment import train_once, write_json
 from _frozen import FrozenDetector, Heads, small_config
 from tqdm import tqdm
 
@@ -38,7 +37,7 @@ class Method:
     Attributes:
         config: Kind of config, as in its file name.
         published: Published values that the search varies, by dotted key of
-            the config.
+            the config. SM has none: its learning rate is varied.
         alternative: The search's other values of them.
         step_lengths: The search's step lengths.
         smooth: Give the head a SiLU activation.
@@ -123,8 +122,8 @@ def run(args: argparse.Namespace, work_dir: Path, out: Path) -> None:
         batch_size=batch_size, views=num_views, torch=torch.__version__,
         threads=torch.get_num_threads(), device=args.device, seeds=[],
         plain=[], published={}, chosen={}, search={})
-    if args.data == 'digits':
-        figures['equal seconds'] = {}
+    if args.data == 'digits' and 'NCE+' in args.methods:
+        figures['equal seconds'] = {}  # as many as NCE+ took
     methods = {name: METHODS[name] for name in args.methods}
 
     def train(method, changes, num_steps=args.steps):
@@ -215,8 +214,7 @@ def markdown(figures: dict) -> str:
 
 
 def write(figures: dict, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=1))
+    write_json(out, figures)
     out.with_suffix('.md').write_text(markdown(figures))
 
 

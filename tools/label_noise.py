@@ -11,7 +11,6 @@ Writes a table, a plot and the figures; a run that was interrupted continues.
 """
 
 import argparse
-import json
 import logging
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from _experiment import run_tool, train_once
+from _experiment import run_tool, train_once, write_json
 from _frozen import FrozenDetector, Heads, small_config
 from tqdm import tqdm
 
@@ -149,8 +148,7 @@ def plot(figures: dict, path: Path) -> None:
 
 
 def write(figures: dict, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=1))
+    write_json(out, figures)
     out.with_suffix('.md').write_text(markdown(figures))
     plot(figures, out.with_suffix('.png'))
 
