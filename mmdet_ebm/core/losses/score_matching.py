@@ -11,11 +11,10 @@ Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
 arXiv 2005.01698, sections 2.5 (SM) and 2.6 (DSM).
 """
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
+from ..random import Generators, draw
 from ..types import LogDensityFn
 from .checks import positive, positive_int
 
@@ -29,7 +28,7 @@ class SM(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -69,7 +68,7 @@ class DSM(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -78,9 +77,9 @@ class DSM(nn.Module):
             generator: Source of randomness.
         """
         n, dim = targets.shape
-        offsets = self.sigma * torch.randn(
-            n, self.num_samples, dim, dtype=targets.dtype,
-            device=targets.device, generator=generator)
+        offsets = self.sigma * draw(
+            torch.randn, (n, self.num_samples, dim), generator,
+            dtype=targets.dtype, device=targets.device)
         gradient, _ = _gradient(logdensity_fn, targets[:, None] + offsets)
         residual = gradient + offsets / self.sigma**2
         return residual.square().sum(-1).mean(1)
