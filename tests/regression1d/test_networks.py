@@ -1,0 +1,105 @@
+"""The ensemble network: its values and every derivative, against the plain."""
+
+import pytest
+import torch
+
+from mmdet_ebm.core import DSM, MLMCMC, SM, NCEPlus
+from mmdet_ebm.regression1d.fused import joint_logdensity
+from mmdet_ebm.regression1d.networks import EnsembleNetwork, PlainNetwork
+
+METHODS = {
+    'nce_plus': NCEPlus((0.1, 0.8), 32, 0.025),
+    'ml_mcmc': MLMCMC(0.05, 3, 32),
+    'dsm': DSM(0.2, 32),
+    'sm': SM(),
+}
+
+
+@pytest.fixture
+def models():
+    """Three plain networks in float64, and the ensemble of the same."""
+    plain = [PlainNetwork() for _ in range(3)]
+    ensemble = EnsembleNetwork.from_models(plain).double()
+    return [model.double() for model in plain], ensemble
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_ensemble_evaluates_each_network_at_its_own_points(models):
+    plain, ensemble = models
+    x = torch.randn(3, 4).double()
+    y = torch.randn(12, 5, 1).double()
+    f = ensemble.logdensity_fn(x)(y).view(3, 4, 5)
+    for model, x_own, y_own, f_own in zip(plain, x, y.view(3, 4, 5, 1), f):
+        torch.testing.assert_close(model.logdensity_fn(x_own)(y_own), f_own)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_losses_and_gradients_equal_those_of_lone_models(models, name):
+    """Given the same generators, so the same samples."""
+    plain, ensemble = models
+    x, targets = torch.randn(2, 3, 4).double()
+    losses = METHODS[name](
+        ensemble.logdensity_fn(x), targets.view(-1, 1),
+        [generator(seed) for seed in range(3)]).view(3, 4)
+    losses.sum().backward()
+    for i, model in enumerate(plain):
+        own = METHODS[name](model.logdensity_fn(x[i]), targets[i, :, None],
+                            generator(i))
+        torch.testing.assert_close(losses[i], own)
+        own.sum().backward()
+        for parameter_name, parameter in ensemble.named_parameters():
+            layer, kind = parameter_name.rsplit('_', 1)
+            expected = getattr(getattr(model, layer), kind).grad
+            if expected is None:  # f' does not depend on the output's bias
+                assert parameter.grad is None
+                continue
+            torch.testing.assert_close(
+                parameter.grad[i].view_as(expected), expected)
+
+
+def inputs(num_models=2, width=3, batch_size=2, num_samples=3):
+    def randn(*shape):
+        return torch.randn(num_models, *shape, dtype=torch.float64,
+                           requires_grad=True)
+
+    square, column = (width, width), (width, 1)
+    return (randn(batch_size * num_samples), randn(width, batch_size),
+            randn(*column), randn(*column), randn(*square), randn(*square),
+            randn(*column), randn(*square), randn(*column), randn(1, width),
+            randn(1, 1))
+
+
+def joint(y, context, *layers):
+    return joint_logdensity(y, context, layers)
+
+
+def test_first_and_second_derivatives_agree_with_differences():
+    assert torch.autograd.gradcheck(joint, inputs())
+    assert torch.autograd.gradgradcheck(joint, inputs())
+
+
+def test_gradient_in_y_alone_computes_none_in_the_weights(models):
+    _, ensemble = models
+    y = torch.randn(6, 4, 1).double().requires_grad_()
+    f = ensemble.logdensity_fn(torch.randn(3, 2).double())(y)
+    torch.autograd.grad(f.sum(), y)
+    assert all(p.grad is None for p in ensemble.parameters())
+
+
+def test_float32_is_as_exact_as_the_plain_network():
+    plain = [PlainNetwork()]
+    x, y = torch.randn(1, 50), torch.randn(50, 20, 1)
+    fused = EnsembleNetwork.from_models(plain).logdensity_fn(x)(y)
+    f = plain[0].logdensity_fn(x[0])(y)
+    exact = plain[0].double().logdensity_fn(x[0].double())(y.double())
+    assert (fused - exact).abs().max() < 3 * (f - exact).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize('sizes', [dict(num_models=0), dict(num_models=1,
+                                                            width=0)])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match='at least one model'):
+        EnsembleNetwork(**sizes)
