@@ -6,12 +6,13 @@ from typing import Any, Dict, Sequence, Tuple
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from .data import X_MAX, X_MIN
 
-# Densities above this share of the largest true one look the same.
-_BRIGHTEST = 0.7
+# Colour follows this power of the density: peaks differ by a factor of 20.
+_GAMMA = 0.5
 
 
 def _figure(num_rows: int, num_columns: int, width: float, height: float):
@@ -23,8 +24,9 @@ def _figure(num_rows: int, num_columns: int, width: float, height: float):
 
 
 def _show_density(axis, density, brightest, title):
-    axis.imshow(density.T, origin='lower', vmin=0, vmax=brightest,
-                cmap=matplotlib.colormaps['magma'], aspect='auto',
+    norm = PowerNorm(_GAMMA, vmin=0, vmax=brightest, clip=True)
+    axis.imshow(density.T, origin='lower', norm=norm, aspect='auto',
+                cmap=matplotlib.colormaps['magma'],
                 extent=(X_MIN, X_MAX, X_MIN, X_MAX))
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
@@ -44,7 +46,7 @@ def draw_densities(arrays_path: Path, title: str, path: Path) -> None:
         path: Picture to write.
     """
     arrays = _load(arrays_path)
-    brightest = _BRIGHTEST * arrays['true'].max()
+    brightest = arrays['true'].max()
     figure, axes = _figure(1, 2, 3.4, 3.2)
     _show_density(axes[0, 0], arrays['true'], brightest, 'true')
     _show_density(axes[0, 1], arrays['learned'], brightest,
@@ -95,7 +97,7 @@ def draw_overview(cells: Dict[Tuple[str, int], Tuple[Dict[str, Any], Path]],
                 continue
             result, arrays_path = cells[method, dataset]
             arrays = _load(arrays_path)
-            brightest = _BRIGHTEST * arrays['true'].max()
+            brightest = arrays['true'].max()
             _show_density(axis, arrays['learned'], brightest,
                           f'{method}  {result["all"]["mean"]:.3f}')
             _show_density(row[0], arrays['true'], brightest,
