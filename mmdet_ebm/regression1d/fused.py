@@ -99,21 +99,25 @@ def _to_logistic(context, y_weight, y_bias, weight1, weight2, bias2, weight3,
 
 def _logdensity(y, p):
     """f (E, n) by ordinary operations."""
-    num_models, width, batch_size = p.context.shape
+    by_instance = (*p.context.shape, _num_samples(y, p))  # (E, H, B, S)
     s0 = (p.y_weight * y[:, None] + p.y_bias).sigmoid()
-    z1 = torch.bmm(p.weight1, s0).view(num_models, width, batch_size, -1)
+    z1 = torch.bmm(p.weight1, s0).view(by_instance)
     s1 = (z1 + p.context[..., None]).sigmoid().view_as(s0)
     s12 = s1 + torch.baddbmm(p.bias2, p.weight2, s1).sigmoid()
     s123 = s12 + torch.baddbmm(p.bias3, p.weight3, s12).sigmoid()
     return torch.baddbmm(p.out_bias, p.out_weight, s123)[:, 0]
 
 
+def _num_samples(y, p):
+    """Candidates of each instance; 0 without instances."""
+    return y.shape[1] // max(1, p.context.shape[2])
+
+
 def _sizes(y, p):
     """Models, instances of each, candidates of each, as the kernels want."""
     num_models, _, batch_size = p.context.shape
-    num_samples = y.shape[1] // batch_size if batch_size else 0
     return [ctypes.c_int(size)
-            for size in (num_models, batch_size, num_samples)]
+            for size in (num_models, batch_size, _num_samples(y, p))]
 
 
 def _forward(y, p):

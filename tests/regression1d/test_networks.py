@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmdet_ebm.core import DSM, MLMCMC, SM, NCEPlus
+from mmdet_ebm.regression1d import fused, native
 from mmdet_ebm.regression1d.fused import joint_logdensity
 from mmdet_ebm.regression1d.networks import EnsembleNetwork, PlainNetwork
 
@@ -96,6 +97,62 @@ def test_float32_is_as_exact_as_the_plain_network():
     f = plain[0].logdensity_fn(x[0])(y)
     exact = plain[0].double().logdensity_fn(x[0].double())(y.double())
     assert (fused - exact).abs().max() < 3 * (f - exact).abs().max() + 1e-6
+
+
+@pytest.fixture(params=['kernel', 'operations'])
+def implementation(request, monkeypatch):
+    """The compiled kernel, and what runs without a compiler."""
+    if request.param == 'operations':
+        monkeypatch.setattr(fused, 'joint_library', lambda width: None)
+    elif native.joint_library(10) is None:
+        pytest.skip('no C++ compiler')
+
+
+@pytest.mark.parametrize('batch_size, num_samples', [
+    (3, 1), (2, 16), (3, 64), (2, 85), (1, 1025), (0, 7), (4, 0)])
+def test_values_and_gradients_are_exact_to_rounding(
+        implementation, batch_size, num_samples):
+    """Against float64; sizes around the kernel's blocks of 16 and 64."""
+    y, context, *layers = (
+        tensor.detach().float().requires_grad_()
+        for tensor in inputs(2, 10, batch_size, num_samples))
+    arguments = (y, context, *layers)
+    precise = [tensor.detach().double().requires_grad_()
+               for tensor in arguments]
+    f, expected = joint(*arguments), joint(*precise)
+    torch.testing.assert_close(f.double(), expected, rtol=1e-5, atol=1e-4)
+    weight = torch.randn_like(f)
+    found = torch.autograd.grad(f, arguments, weight)
+    wanted = torch.autograd.grad(expected, precise, weight.double())
+    for own, other in zip(found, wanted):
+        scale = max([1.0, *other.abs().flatten().tolist()])
+        torch.testing.assert_close(own.double(), other, rtol=0,
+                                   atol=3e-5 * scale)
+
+
+def test_extreme_candidates_give_finite_values(implementation):
+    ensemble = EnsembleNetwork(1)
+    y = torch.tensor([-1e30, -1e4, 0.0, 1e4, 1e30]).view(1, 5, 1)
+    f = ensemble.logdensity_fn(torch.zeros(1, 1))(y)
+    assert f.isfinite().all()
+
+
+def test_nan_is_not_hidden(implementation):
+    y = torch.tensor([0.0, float('nan'), 1.0]).view(1, 3, 1)
+    f = EnsembleNetwork(1).logdensity_fn(torch.zeros(1, 1))(y)
+    assert f.isnan().tolist() == [[False, True, False]]
+
+
+def test_missing_compiler_is_logged_and_does_without(monkeypatch, caplog):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    native.joint_library.cache_clear()
+    try:
+        assert native.joint_library(10) is None
+        assert 'no-such-compiler' in caplog.text
+        assert EnsembleNetwork(1).logdensity_fn(torch.zeros(1, 1))(
+            torch.zeros(1, 2, 1)).shape == (1, 2)
+    finally:
+        native.joint_library.cache_clear()
 
 
 @pytest.mark.parametrize('sizes', [dict(num_models=0), dict(num_models=1,

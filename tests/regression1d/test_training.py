@@ -23,8 +23,10 @@ def trainer(settings=SMALL, method=NCE_PLUS, dataset=1, **options):
 
 def assert_same_models(network, other, models=slice(None)):
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(
-            parameter[models], other.state_dict()[name], rtol=1e-4, atol=1e-6)
+        if name != 'out_bias':  # the loss of NCE+ does not depend on it
+            torch.testing.assert_close(
+                parameter[models], other.state_dict()[name], rtol=1e-4,
+                atol=1e-6)
 
 
 def test_member_is_what_a_run_of_fewer_models_gives():
@@ -73,6 +75,8 @@ def test_member_equals_a_plain_training_of_a_plain_network():
             loss.backward()
             optimizer.step()
     for name, parameter in ensemble.network.named_parameters():
+        if name == 'out_bias':  # the loss does not depend on it
+            continue
         layer, kind = name.rsplit('_', 1)
         own = getattr(getattr(network, layer), kind)
         torch.testing.assert_close(parameter[model].view_as(own), own,
@@ -105,24 +109,27 @@ def test_state_of_another_training_is_refused():
         trainer(replace(SMALL, lr=1e-2)).load_state_dict(state)
 
 
-# Factor by which 8 epochs at four times the learning rate, 48 samples, must
-# lower the mean D_KL of two models. Score matching has one sample and learns
-# slower; the chains of ML-MCMC start at the target and see only its vicinity.
-FACTORS = dict(ml_is=3, kld_is=3, nce=3, nce_plus=3, ml_mcmc=1.5, sm=1.5,
-               dsm=1.5)
+# Factor by which 300 steps at four times the learning rate, with few samples,
+# must lower the mean D_KL of two models.
+FACTORS = dict(ml_is=2.5, kld_is=2.5, nce=2.5, nce_plus=2.5, ml_mcmc=1.5,
+               sm=1.5, dsm=1.5)
 
 
 @pytest.mark.parametrize('name', FACTORS)
 def test_short_training_lowers_the_divergence(name):
     path = CONFIGS / 'regression1d' / f'{name.replace("_", "-")}_dataset1.py'
     method = Config.fromfile(path).method.to_dict()
-    if 'num_samples' in method:
-        method['num_samples'] = 48
-    short = trainer(TrainingSettings(num_models=2, lr=4e-3), method)
+    for setting, most in (('num_samples', 32), ('num_steps', 8)):
+        if setting in method:
+            method[setting] = min(method[setting], most)
+    short = trainer(
+        TrainingSettings(num_models=2, num_points=960, lr=4e-3), method,
+        models_per_pass=2)
     before = evaluate(short.network, PROBLEMS[1], 256).mean()
-    for _ in range(8):
+    for _ in range(10):
         short.train_epoch()
     after = evaluate(short.network, PROBLEMS[1], 256).mean()
+    print(before / after)
     assert after < before / FACTORS[name]
 
 
