@@ -12,7 +12,7 @@ arXiv 2005.01698, equation 10.
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Sequence, Union
 
 import torch
@@ -45,14 +45,14 @@ def sample_noise(shape: Sequence[int],
 def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     """log q of offsets (..., D) under the mixture, of shape (...)."""
     dim = offsets.shape[-1]
-    # (K, ...): K first, because sums over a short last dimension are slow.
-    scaled = offsets / sigmas.view(-1, *[1] * (offsets.dim() - 1),
-                                   sigmas.shape[-1])
-    log_normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
-                      0.5 * dim * math.log(2 * math.pi))
-    logprobs = (-0.5 * scaled.square().sum(-1) -
-                log_normaliser.view(-1, *[1] * (offsets.dim() - 1)))
-    return logprobs.logsumexp(0) - math.log(sigmas.shape[0])
+    normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
+                  0.5 * dim * math.log(2 * math.pi) +
+                  math.log(sigmas.shape[0]))
+    # One component at a time: there are few, and every pass over the offsets
+    # is contiguous, unlike a sum over a short dimension of components.
+    return reduce(torch.logaddexp, [
+        -(offsets * (math.sqrt(0.5) / sigma)).square().sum(-1) - constant
+        for sigma, constant in zip(sigmas, normaliser)])
 
 
 class GaussianMixtureNoise(nn.Module):

@@ -25,7 +25,7 @@ def draw(sampler: Callable[..., Tensor], shape: Sequence[int],
         ValueError: If N is not a multiple of the number of generators.
     """
     if generator is None or isinstance(generator, torch.Generator):
-        return sampler(shape, generator=generator, **options)
+        return sampler(tuple(shape), generator=generator, **options)
     if not generator or shape[0] % len(generator):
         raise ValueError('expected a first dimension that is a multiple of '
                          f'the number of generators, got shape {tuple(shape)} '

@@ -22,6 +22,10 @@ from .networks import EnsembleNetwork, ensemble_logdensity_fn
 
 METHODS = ('MLIS', 'KLDIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM', 'DSM')
 
+# On a CPU: enough that small operations do not count, few enough that what a
+# pass touches stays in the cache, and that threads find work.
+MODELS_PER_PASS = 10
+
 
 def build_method(config: Dict[str, Any]) -> nn.Module:
     """A training method from ``dict(type='NCEPlus', sigmas=..., ...)``.
@@ -91,8 +95,8 @@ class EnsembleTrainer:
         settings: See :class:`TrainingSettings`.
         device: Where to compute.
         models_per_pass: Models that one forward and backward pass takes;
-            results do not depend on it. One at a time keeps what a pass
-            touches in a CPU's cache; a GPU wants all (the defaults).
+            results do not depend on it. By default all on a GPU, and
+            ``MODELS_PER_PASS`` on a CPU.
         num_threads: Passes at the same time, on a CPU.
 
     Attributes:
@@ -113,7 +117,8 @@ class EnsembleTrainer:
         self.device = torch.device(device)
         num_models = settings.num_models
         if models_per_pass is None:
-            models_per_pass = 1 if self.device.type == 'cpu' else num_models
+            models_per_pass = (MODELS_PER_PASS if self.device.type == 'cpu'
+                               else num_models)
         positive_int('models_per_pass', models_per_pass)
         positive_int('num_threads', num_threads)
         self.settings = settings
