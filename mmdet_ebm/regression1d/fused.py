@@ -20,11 +20,13 @@ cheap:
     and every elementwise pass runs over contiguous memory.
 *   In float32 on a CPU, a kernel takes some candidates at a time through all
     layers and back (``joint_layers.cpp``).
-*   The derivatives in y and in the weights are two nodes of the graph, so a
-    Langevin step does not compute weight gradients, nor a loss those in y.
+*   The derivatives in y and in the weights are nodes of their own in the
+    graph, so a Langevin step does not compute weight gradients, nor a loss
+    those in y. The derivative in y comes with f, and its derivatives in the
+    weights are a kernel too: denoising score matching needs them.
 
-Elsewhere, and for a derivative that is itself to be differentiated (score
-matching), ordinary operations compute the same formula.
+Elsewhere, and for derivatives beyond these (score matching), ordinary
+operations compute the same formula.
 """
 
 import ctypes
@@ -71,15 +73,14 @@ def joint_logdensity(y: Tensor, context: Tensor,
             or joint_library(context.shape[1]) is None):
         return _logdensity(y, logistic)
     y = y.contiguous()
-    f = _forward(y, logistic)
-    if not torch.is_grad_enabled():
-        return f
+    with_slope = torch.is_grad_enabled() and y.requires_grad
+    f, slope = _forward(y, logistic, with_slope)
     result = f
-    if any(tensor.requires_grad for tensor in logistic):
-        result = _ThroughWeights.apply(f, y, *logistic)
-    if y.requires_grad:
+    if torch.is_grad_enabled() and any(p.requires_grad for p in logistic):
+        result = _ThroughWeights.apply(f, (y, ), *logistic)
+    if with_slope:
         # Both values are f; so is this sum, to the last bit.
-        result = result + (_ThroughY.apply(f, y, *logistic) - f)
+        result = result + (_ThroughY.apply(f, slope, y, logistic) - f)
     return result
 
 
@@ -120,65 +121,124 @@ def _sizes(y, p):
             for size in (num_models, batch_size, _num_samples(y, p))]
 
 
-def _forward(y, p):
-    """f (E, n) by the kernel."""
+def _forward(y, p, with_slope):
+    """f (E, n) by the kernel, and its derivative in y, or None."""
     f = torch.empty_like(y, requires_grad=False)
+    slope = torch.empty_like(f) if with_slope else None
     p = _Logistic(*(tensor.contiguous() for tensor in p))
     joint_library(p.context.shape[1]).joint_forward(
-        pointer(y), pointers(p), *_sizes(y, p), pointer(f))
-    return f
+        pointer(y), pointers(p), *_sizes(y, p), pointer(f), pointer(slope))
+    return f, slope
 
 
-def _backward(grad_f, y, p, gradients=None, grad_y=None):
-    """Fill gradients in the weights, or in y, by the kernel."""
-    grad_f = grad_f.contiguous()
+def _weight_gradients(kernel, y, grad, p):
+    """What a kernel of this name makes of y, grad (E, n) and the weights."""
+    grad = grad.contiguous()
     p = _Logistic(*(tensor.contiguous() for tensor in p))
-    joint_library(p.context.shape[1]).joint_backward(
-        pointer(y), pointer(grad_f), pointers(p), *_sizes(y, p),
-        pointers(gradients) if gradients else None, pointer(grad_y))
+    gradients = [torch.empty_like(tensor) for tensor in p]
+    getattr(joint_library(p.context.shape[1]), kernel)(
+        pointer(y), pointer(grad), pointers(p), *_sizes(y, p),
+        pointers(gradients))
+    return gradients
+
+
+def _slope(y, p):
+    """The derivative of f in y (E, n) by ordinary operations."""
+    with torch.enable_grad():
+        slope, = torch.autograd.grad(
+            _logdensity(y, p).sum(), y, create_graph=True)
+    return slope
+
+
+def _differentiable_gradients(output, inputs, grad):
+    """Gradients by ordinary operations; None where none is wanted."""
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(
+        output, wanted, grad, create_graph=torch.is_grad_enabled(),
+        allow_unused=True))
+    return [next(found) if tensor.requires_grad else None
+            for tensor in inputs]
+
+
+# The engine runs a node if one of its tensor arguments leads to a wanted
+# input. So each node below gets what it is a function of as arguments, and the
+# rest in a tuple, which the engine does not look into.
 
 
 class _ThroughY(torch.autograd.Function):
-    """f (E, n), which is known already, as a function of y only."""
+    """f (E, n) and its slope, which are known, as functions of y only."""
 
     @staticmethod
-    def forward(ctx, f, y, *logistic):
-        ctx.save_for_backward(y, *logistic)
+    def forward(ctx, f, slope, y, logistic):
+        ctx.save_for_backward(slope, y)
+        ctx.logistic = logistic
         return f.clone()
 
     @staticmethod
     def backward(ctx, grad_f):
-        y, *logistic = ctx.saved_tensors
-        p = _Logistic(*logistic)
+        slope, y = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated
-            grad_y, = torch.autograd.grad(
-                _logdensity(y, p), y, grad_f, create_graph=True)
-        else:
-            grad_y = torch.empty_like(y)
-            _backward(grad_f, y, p, grad_y=grad_y)
-        return None, grad_y, *[None] * len(p)
+            known = slope
+            slope = _SlopeThroughY.apply(known, y, ctx.logistic)
+            if any(tensor.requires_grad for tensor in ctx.logistic):
+                slope = slope + (_SlopeThroughWeights.apply(
+                    known, (y, ), *ctx.logistic) - known)
+        return None, None, grad_f * slope, None
 
 
 class _ThroughWeights(torch.autograd.Function):
-    """f (E, n), which is known already, as a function of the weights only."""
+    """f (E, n), which is known, as a function of the weights only."""
 
     @staticmethod
     def forward(ctx, f, y, *logistic):
-        ctx.save_for_backward(y, *logistic)
+        ctx.save_for_backward(*logistic)
+        ctx.y, = y
         return f.clone()
 
     @staticmethod
     def backward(ctx, grad_f):
-        y, *logistic = ctx.saved_tensors
-        p = _Logistic(*logistic)
+        p = _Logistic(*ctx.saved_tensors)
         if torch.is_grad_enabled():
-            wanted = [tensor for tensor in p if tensor.requires_grad]
-            found = iter(torch.autograd.grad(
-                _logdensity(y, p), wanted, grad_f, create_graph=True))
-            gradients = [next(found) if tensor.requires_grad else None
-                         for tensor in p]
+            gradients = _differentiable_gradients(
+                _logdensity(ctx.y, p), p, grad_f)
         else:
-            gradients = [torch.empty_like(
-                tensor, memory_format=torch.contiguous_format) for tensor in p]
-            _backward(grad_f, y, p, gradients)
+            gradients = _weight_gradients('joint_backward', ctx.y, grad_f, p)
+        return None, None, *gradients
+
+
+class _SlopeThroughY(torch.autograd.Function):
+    """The slope (E, n), which is known, as a function of y only."""
+
+    @staticmethod
+    def forward(ctx, slope, y, logistic):
+        ctx.save_for_backward(y)
+        ctx.logistic = logistic
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, grad_slope):
+        y, = ctx.saved_tensors
+        gradient, = _differentiable_gradients(
+            _slope(y, ctx.logistic), [y], grad_slope)
+        return None, gradient, None
+
+
+class _SlopeThroughWeights(torch.autograd.Function):
+    """The slope (E, n), which is known, as a function of the weights only."""
+
+    @staticmethod
+    def forward(ctx, slope, y, *logistic):
+        ctx.save_for_backward(*logistic)
+        ctx.y, = y
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, grad_slope):
+        p = _Logistic(*ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            gradients = _differentiable_gradients(
+                _slope(ctx.y, p), p, grad_slope)
+        else:
+            gradients = _weight_gradients(
+                'joint_slope_backward', ctx.y, grad_slope, p)
         return None, None, *gradients

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import core
 from ..core.losses.checks import positive, positive_int
 from .data import draw_points, get_problem
+from .native import joint_library
 from .networks import EnsembleNetwork, ensemble_logdensity_fn
 
 METHODS = ('MLIS', 'KLDIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM', 'DSM')
@@ -95,8 +96,9 @@ class EnsembleTrainer:
         settings: See :class:`TrainingSettings`.
         device: Where to compute.
         models_per_pass: Models that one forward and backward pass takes;
-            results do not depend on it. By default all on a GPU, and
-            ``MODELS_PER_PASS`` on a CPU.
+            results do not depend on it. By default all on a GPU, on a CPU
+            ``MODELS_PER_PASS`` with the compiled kernels and one without:
+            then features of more than one do not fit in the cache.
         num_threads: Passes at the same time, on a CPU.
 
     Attributes:
@@ -117,8 +119,10 @@ class EnsembleTrainer:
         self.device = torch.device(device)
         num_models = settings.num_models
         if models_per_pass is None:
-            models_per_pass = (MODELS_PER_PASS if self.device.type == 'cpu'
-                               else num_models)
+            models_per_pass = num_models
+            if self.device.type == 'cpu':
+                compiled = joint_library(settings.width) is not None
+                models_per_pass = MODELS_PER_PASS if compiled else 1
         positive_int('models_per_pass', models_per_pass)
         positive_int('num_threads', num_threads)
         self.settings = settings

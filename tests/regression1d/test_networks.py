@@ -82,12 +82,39 @@ def test_first_and_second_derivatives_agree_with_differences():
     assert torch.autograd.gradgradcheck(joint, inputs())
 
 
-def test_gradient_in_y_alone_computes_none_in_the_weights(models):
-    _, ensemble = models
-    y = torch.randn(6, 4, 1).double().requires_grad_()
-    f = ensemble.logdensity_fn(torch.randn(3, 2).double())(y)
-    torch.autograd.grad(f.sum(), y)
-    assert all(p.grad is None for p in ensemble.parameters())
+def test_only_the_gradients_that_are_wanted_are_computed(monkeypatch):
+    """A Langevin step runs no kernel for the weights; a loss one of them;
+    denoising score matching one of another kind."""
+    if native.joint_library(10) is None:
+        pytest.skip('no C++ compiler')
+    calls = []
+    weight_gradients = fused._weight_gradients
+
+    def recorded(kernel, *arguments):
+        calls.append(kernel)
+        return weight_gradients(kernel, *arguments)
+
+    def refused(*arguments):
+        raise AssertionError('second derivative in y')
+
+    monkeypatch.setattr(fused, '_weight_gradients', recorded)
+    monkeypatch.setattr(fused, '_slope', refused)
+    ensemble = EnsembleNetwork(2)
+    x, y = torch.randn(2, 3), torch.randn(6, 4, 1)
+    parameters = [p for name, p in ensemble.named_parameters()
+                  if name != 'out_bias']
+
+    def gradient(loss, inputs):
+        calls.clear()
+        torch.autograd.grad(loss, inputs)
+        return list(calls)
+
+    y_leaf = y.clone().requires_grad_()
+    assert gradient(ensemble.logdensity_fn(x)(y_leaf).sum(), y_leaf) == []
+    assert gradient(ensemble.logdensity_fn(x)(y).sum(),
+                    parameters) == ['joint_backward']
+    losses = DSM(0.2, 4)(ensemble.logdensity_fn(x), y[:, 0])
+    assert gradient(losses.sum(), parameters) == ['joint_slope_backward']
 
 
 def test_float32_is_as_exact_as_the_plain_network():
@@ -128,6 +155,25 @@ def test_values_and_gradients_are_exact_to_rounding(
         scale = max([1.0, *other.abs().flatten().tolist()])
         torch.testing.assert_close(own.double(), other, rtol=0,
                                    atol=3e-5 * scale)
+
+
+@pytest.mark.parametrize('batch_size, num_samples', [(3, 1), (2, 85), (0, 7)])
+def test_derivatives_of_the_slope_are_exact_to_rounding(
+        implementation, batch_size, num_samples):
+    """d/dweights and d/dy of sum(u f'(y)), against float64."""
+    arguments = [tensor.detach().float().requires_grad_()
+                 for tensor in inputs(2, 10, batch_size, num_samples)]
+    precise = [tensor.detach().double().requires_grad_()
+               for tensor in arguments]
+    weight = torch.randn_like(arguments[0])
+    found, wanted = (torch.autograd.grad(
+        torch.autograd.grad(joint(*own).sum(), own[0], create_graph=True)[0],
+        own, weight.to(own[0].dtype), materialize_grads=True)
+        for own in (arguments, precise))
+    for own, other in zip(found, wanted):
+        scale = max([1.0, *other.abs().flatten().tolist()])
+        torch.testing.assert_close(own.double(), other, rtol=0,
+                                   atol=1e-4 * scale)
 
 
 def test_extreme_candidates_give_finite_values(implementation):
