@@ -1,10 +1,9 @@
 """Langevin dynamics: approximate samples of exp(f)."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
+from .random import Generators, draw
 from .types import LogDensityFn
 
 
@@ -12,7 +11,7 @@ def langevin_chain(logdensity_fn: LogDensityFn,
                    init: Tensor,
                    step_size: float,
                    num_steps: int,
-                   generator: Optional[torch.Generator] = None) -> Tensor:
+                   generator: Generators = None) -> Tensor:
     r"""Run one unadjusted Langevin chain from every candidate.
 
     .. math:: y \leftarrow y + \tfrac{\lambda^2}{2} \nabla_y f(y)
@@ -28,7 +27,7 @@ def langevin_chain(logdensity_fn: LogDensityFn,
         init: (N, S, D) where the chains start.
         step_size: lambda.
         num_steps: L.
-        generator: Source of randomness; the device's global one without it.
+        generator: Source of randomness, see :func:`draw`.
 
     Returns:
         (N, S, D), where the chains end.
@@ -41,7 +40,7 @@ def langevin_chain(logdensity_fn: LogDensityFn,
         for _ in range(num_steps):
             y = y.requires_grad_()
             grad, = torch.autograd.grad(logdensity_fn(y).sum(), y)
-            noise = torch.randn(
-                y.shape, dtype=y.dtype, device=y.device, generator=generator)
+            noise = draw(torch.randn, y.shape, generator, dtype=y.dtype,
+                         device=y.device)
             y = y.detach() + 0.5 * step_size**2 * grad + step_size * noise
     return y

@@ -12,41 +12,47 @@ arXiv 2005.01698, equation 10.
 """
 
 import math
-from typing import Optional, Sequence, Union
+from functools import partial, reduce
+from typing import Sequence, Union
 
 import torch
 from torch import Tensor, nn
 
+from .random import Generators, draw
+
 
 def sample_noise(shape: Sequence[int],
                  sigmas: Tensor,
-                 generator: Optional[torch.Generator] = None) -> Tensor:
+                 generator: Generators = None) -> Tensor:
     """Draw independent offsets from the mixture.
 
     Args:
         shape: (..., D); one component is drawn for each vector of the last
             dimension.
         sigmas: (K, D) or (K, 1).
-        generator: Source of randomness; the device's global one without it.
+        generator: Source of randomness, see :func:`draw`.
 
     Returns:
         Offsets of the given shape.
     """
-    options = dict(device=sigmas.device, generator=generator)
-    component = torch.randint(sigmas.shape[0], tuple(shape[:-1]), **options)
-    normal = torch.randn(tuple(shape), dtype=sigmas.dtype, **options)
+    options = dict(device=sigmas.device)
+    component = draw(partial(torch.randint, sigmas.shape[0]), shape[:-1],
+                     generator, **options)
+    normal = draw(torch.randn, shape, generator, dtype=sigmas.dtype, **options)
     return sigmas[component] * normal
 
 
 def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     """log q of offsets (..., D) under the mixture, of shape (...)."""
     dim = offsets.shape[-1]
-    # (..., K): one component at a time would loop, K and D are both small.
-    scaled = offsets.unsqueeze(-2) / sigmas
-    log_normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
-                      0.5 * dim * math.log(2 * math.pi))
-    logprobs = -0.5 * scaled.square().sum(-1) - log_normaliser
-    return logprobs.logsumexp(-1) - math.log(sigmas.shape[0])
+    normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
+                  0.5 * dim * math.log(2 * math.pi) +
+                  math.log(sigmas.shape[0]))
+    # One component at a time: there are few, and every pass over the offsets
+    # is contiguous, unlike a sum over a short dimension of components.
+    return reduce(torch.logaddexp, [
+        -(offsets * (math.sqrt(0.5) / sigma)).square().sum(-1) - constant
+        for sigma, constant in zip(sigmas, normaliser)])
 
 
 class GaussianMixtureNoise(nn.Module):
@@ -78,7 +84,7 @@ class GaussianMixtureNoise(nn.Module):
                shape: Sequence[int],
                like: Tensor,
                scale: float = 1.0,
-               generator: Optional[torch.Generator] = None) -> Tensor:
+               generator: Generators = None) -> Tensor:
         """Offsets (..., D) in ``like``'s dtype; sigmas times ``scale``."""
         return sample_noise(shape, self.sigmas.to(like.dtype) * scale,
                             generator)

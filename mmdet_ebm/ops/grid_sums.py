@@ -237,10 +237,7 @@ def _edge_gradients(table: Tensor, sums: Tensor, grad: Tensor, y: Tensor,
              for need, rule in zip(needs, rules)]
     if not any(needs):
         return [None, None]
-    if len(y) == 0:
-        return [torch.zeros_like(edges) if need else None
-                for edges, need in zip((y, x), needs)]
-    size = max(1, _VALUES_PER_CHUNK // sums[0].numel())
+    size = max(1, _VALUES_PER_CHUNK // max(1, sums.shape[1:].numel()))
     # split, not slices: those would each get a gradient of full size.
     parts = zip(*(t.split(size) for t in (sums, grad, y, x)))
     grads = zip(*(_edge_gradients_of_part(

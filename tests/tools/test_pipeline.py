@@ -19,7 +19,8 @@ from ..conftest import CONFIGS, ROOT, batch, build, shrink
 from .conftest import run_tool
 
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix()
-                 for path in CONFIGS.glob('[a-z]*/*.py'))
+                 for path in CONFIGS.glob('[a-z]*/*.py')
+                 if path.parent.name != 'regression1d')  # no detectors there
 BCCD = next((path for path in (os.environ.get('BCCD_ROOT', 'data/bccd'),
                                ROOT / '../shared/data/bccd')
              if Path(path, 'annotations/train.json').exists()), None)

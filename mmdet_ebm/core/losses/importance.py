@@ -10,12 +10,13 @@ arXiv 2005.01698, sections 2.1 (ML-IS) and 2.2 (KLD-IS).
 """
 
 import math
-from typing import Optional, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..noise import GaussianMixtureNoise
+from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive, positive_int
 
@@ -39,7 +40,7 @@ class MLIS(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -89,7 +90,7 @@ class KLDIS(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:

@@ -1,11 +1,10 @@
 """Maximum likelihood with samples from a Markov chain."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
 from ..langevin import langevin_chain
+from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive, positive_int
 
@@ -39,7 +38,7 @@ class MLMCMC(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:

@@ -14,12 +14,13 @@ Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
 arXiv 2005.01698, section 3 (NCE) and section 3.1 (NCE+).
 """
 
-from typing import Optional, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..noise import GaussianMixtureNoise
+from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive_int
 
@@ -48,7 +49,7 @@ class NCEPlus(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss of each instance.
 
         Args:

@@ -11,11 +11,10 @@ Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
 arXiv 2005.01698, sections 2.5 (SM) and 2.6 (DSM).
 """
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
+from ..random import Generators, draw
 from ..types import LogDensityFn
 from .checks import positive, positive_int
 
@@ -29,7 +28,7 @@ class SM(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -37,8 +36,7 @@ class SM(nn.Module):
             targets: (N, D).
             generator: Not used; nothing is random here.
         """
-        y, logdensity, gradient = _differentiated(logdensity_fn,
-                                                  targets[:, None])
+        gradient, y = _gradient(logdensity_fn, targets[:, None])
         trace = torch.zeros_like(gradient[..., 0])
         # A gradient without a graph is constant in y.
         dimensions = targets.shape[1] if gradient.requires_grad else 0
@@ -49,8 +47,7 @@ class SM(nn.Module):
                     gradient[..., d].sum(), y, create_graph=True,
                     materialize_grads=True)
                 trace = trace + second[..., d]
-        return (trace + 0.5 * gradient.square().sum(-1) +
-                _unused(logdensity))[:, 0]
+        return (trace + 0.5 * gradient.square().sum(-1))[:, 0]
 
 
 class DSM(nn.Module):
@@ -76,7 +73,7 @@ class DSM(nn.Module):
     def forward(self,
                 logdensity_fn: LogDensityFn,
                 targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
+                generator: Generators = None) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -85,32 +82,21 @@ class DSM(nn.Module):
             generator: Source of randomness.
         """
         n, dim = targets.shape
-        offsets = self.sigma * torch.randn(
-            n, self.num_samples, dim, dtype=targets.dtype,
-            device=targets.device, generator=generator)
-        _, logdensity, gradient = _differentiated(
-            logdensity_fn, targets[:, None] + offsets)
+        offsets = self.sigma * draw(
+            torch.randn, (n, self.num_samples, dim), generator,
+            dtype=targets.dtype, device=targets.device)
+        gradient, _ = _gradient(logdensity_fn, targets[:, None] + offsets)
         residual = gradient + offsets / self.sigma**2
-        return (residual.square().sum(-1) + _unused(logdensity)).mean(1)
+        return residual.square().sum(-1).mean(1)
 
     def extra_repr(self) -> str:
         return f'sigma={self.sigma}, num_samples={self.num_samples}'
 
 
-def _differentiated(logdensity_fn, y):
-    """y as a leaf, f there, and its gradient in y with its graph."""
+def _gradient(logdensity_fn, y):
+    """The gradient of f in y, with its graph, and the y it belongs to."""
     y = y.detach().requires_grad_()
     with torch.enable_grad():
-        logdensity = logdensity_fn(y)
         gradient, = torch.autograd.grad(
-            logdensity.sum(), y, create_graph=True)
-    return y, logdensity, gradient
-
-
-def _unused(logdensity):
-    """A zero with the graph of f itself.
-
-    Parameters that only shift f do not reach its gradient; without this they
-    would get none, and distributed training wait for it forever.
-    """
-    return 0 * logdensity
+            logdensity_fn(y).sum(), y, create_graph=True)
+    return gradient, y

@@ -1,0 +1,3 @@
+_base_ = './kld-is_dataset1.py'
+
+dataset = 2

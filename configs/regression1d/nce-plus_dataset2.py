@@ -1,0 +1,3 @@
+_base_ = './nce-plus_dataset1.py'
+
+dataset = 2

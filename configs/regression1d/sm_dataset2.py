@@ -1,0 +1,3 @@
+_base_ = './sm_dataset1.py'
+
+dataset = 2
