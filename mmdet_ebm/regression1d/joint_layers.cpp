@@ -9,11 +9,10 @@
 #include <cstring>
 
 namespace {
-
 constexpr int H = WIDTH;
 constexpr int LANES = 16;
 
-// The compiler splits these into the registers that the processor has.
+// Split by the compiler into the registers that the processor has.
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 
@@ -62,8 +61,9 @@ inline Vec logistic(Vec z) {
 }
 
 // Features of N * LANES candidates of one instance.
-template <int N> struct Features { Vec s0[H][N], s1[H][N], s2[H][N],
-                                       s12[H][N], s3[H][N]; };
+template <int N> struct Features {
+  Vec s0[H][N], s1[H][N], s2[H][N], s12[H][N], s3[H][N];
+};
 
 template <int N>
 void layer(const float *weight, const float *bias, int bias_stride,
@@ -362,7 +362,6 @@ void sum_gradients(const float *y, const float *grad, const Weights &weights,
 }  // namespace
 
 extern "C" {
-
 // y, f, slope: (models, batch, samples); slope, the derivative of f in y, may
 // be null. Weights and gradients: arrays of all models.
 void joint_forward(const float *y, const Weights *weights, int models,
@@ -397,5 +396,4 @@ void joint_slope_backward(const float *y, const float *grad_slope,
                    slope_backward_block<2>, slope_backward_block<1>,
                    *gradients);
 }
-
 }  // extern "C"

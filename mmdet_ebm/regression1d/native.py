@@ -13,6 +13,8 @@ from typing import Optional, Sequence
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name('joint_layers.cpp')
+# Sums over candidates lie on the stack: 3 MAX_WIDTH^2 vectors of 64 bytes.
+_MAX_WIDTH = 64
 # GNU's dialect, unlike the standard one, contracts a * b + c.
 _FLAGS = ['-O3', '-march=native', '-std=gnu++17', '-shared', '-fPIC']
 
@@ -25,9 +27,12 @@ def joint_library(width: int) -> Optional[ctypes.CDLL]:
     cache that another machine or version could find.
 
     Returns:
-        The library, or None, with a warning in the log, where compiling
-        fails: f is then computed by ordinary operations.
+        The library, or None for networks that are too wide and, with a
+        warning in the log, where compiling fails: f is then computed by
+        ordinary operations.
     """
+    if width > _MAX_WIDTH:
+        return None
     compiler = os.environ.get('CXX') or shutil.which('g++') or 'c++'
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, 'joint_layers.so')
