@@ -5,6 +5,7 @@ memory; a head then trains in a minute on a CPU. Only the comparison of many
 heads needs this; one head is trained by tools/train.py.
 """
 
+import argparse
 import hashlib
 import json
 import time
@@ -13,7 +14,7 @@ from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from _experiment import ROOT, coco_results, write_json
+from _experiment import ROOT, coco_results, train_once, write_json
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
@@ -161,6 +162,37 @@ class FrozenDetector:
             for instances, meta in zip(found, metas):
                 results += coco_results(meta['img_id'], instances, cat_ids)
         return MatchedDetections(truth, results).average_precision()
+
+
+def parse_study_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a parser, and those that every study takes."""
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--steps', type=int, default=300,
+                        help='training steps of a head (default: 300)')
+    parser.add_argument('--samples', type=int, default=32,
+                        help='samples per object (default: 32)')
+    parser.add_argument('--plain', type=Path, nargs='+',
+                        help='checkpoints of the plain detector, one for each '
+                        'seed (default: train them)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
+                        else 'cpu')
+    args = parser.parse_args()
+    if args.plain and len(args.plain) != len(args.seeds):
+        parser.error('--plain needs one checkpoint for each of the '
+                     f'{len(args.seeds)} seeds')
+    return args
+
+
+def frozen_detector(args: argparse.Namespace, data: str, index: int,
+                    work_dir: Path) -> FrozenDetector:
+    """The detector of the ``index``-th seed: given, or trained once."""
+    seed = args.seeds[index]
+    checkpoint = args.plain[index] if args.plain else train_once(
+        f'configs/{data}/faster-rcnn_r18-half_{data}.py',
+        work_dir / f'seed{seed}' / 'plain', seed)
+    return FrozenDetector(
+        f'configs/{data}/faster-rcnn_r18-half_nce-plus_{data}.py', checkpoint,
+        args.device)
 
 
 def build_energy_model(cfg: Config, seed: int, device: str):

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _experiment import train_once, write_json
-from _frozen import FrozenDetector, Heads, small_config
+from _experiment import write_json
+from _frozen import (Heads, frozen_detector, parse_study_args,
+                     small_config)
 from tqdm import tqdm
 
 from mmdet_ebm.evaluation.bootstrap import METRICS
@@ -80,27 +81,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('data', choices=list(SIZES))
     parser.add_argument('--work-dir', type=Path,
                         help='default: work_dirs/methods/DATA')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--methods', nargs='+', choices=list(METHODS),
                         default=list(METHODS), metavar='METHOD',
                         help=f'of {", ".join(METHODS)} (default: all)')
-    parser.add_argument('--steps', type=int, default=300,
-                        help='training steps of a head (default: 300)')
-    parser.add_argument('--samples', type=int, default=32,
-                        help='samples per object (default: 32)')
-    parser.add_argument('--plain', type=Path, nargs='+',
-                        help='checkpoints of the plain detector, one for each '
-                        'seed (default: train them)')
     parser.add_argument('--out', type=Path,
                         help='JSON file of the tables; Markdown goes beside '
                         'it (default: WORK_DIR/methods.json)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
-                        else 'cpu')
-    args = parser.parse_args()
-    if args.plain and len(args.plain) != len(args.seeds):
-        parser.error('--plain needs one checkpoint for each of the '
-                     f'{len(args.seeds)} seeds')
-    return args
+    return parse_study_args(parser)
 
 
 def search(train, method: Method) -> dict:
@@ -140,12 +127,7 @@ def run(args: argparse.Namespace, work_dir: Path, out: Path) -> None:
         write(figures, out)
 
     for i, seed in enumerate(args.seeds):
-        checkpoint = args.plain[i] if args.plain else train_once(
-            f'configs/{args.data}/faster-rcnn_r18-half_{args.data}.py',
-            work_dir / f'seed{seed}' / 'plain', seed)
-        detector = FrozenDetector(
-            f'configs/{args.data}/faster-rcnn_r18-half_nce-plus_{args.data}'
-            '.py', checkpoint, args.device)
+        detector = frozen_detector(args, args.data, i, work_dir)
         views = detector.training_views(num_views, seed)
         heads = Heads(detector, seed, work_dir / f'seed{seed}')
         figures['seeds'].append(seed)

@@ -18,8 +18,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from _experiment import run_tool, train_once, write_json
-from _frozen import FrozenDetector, Heads, small_config
+from _experiment import run_tool, write_json
+from _frozen import (Heads, frozen_detector, parse_study_args,
+                     small_config)
 from tqdm import tqdm
 
 from mmdet_ebm.evaluation.bootstrap import METRICS
@@ -47,23 +48,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--beta', type=float, nargs='+',
                         default=[0.0, 0.1, 0.25, 0.5, 1.0],
                         help='default: 0 .1 .25 .5 1')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--steps', type=int, default=300,
-                        help='training steps of a head (default: 300)')
-    parser.add_argument('--samples', type=int, default=32,
-                        help='samples per object (default: 32)')
-    parser.add_argument('--plain', type=Path, nargs='+',
-                        help='checkpoints of the plain detector, one for each '
-                        'seed (default: train them)')
     parser.add_argument('--out', type=Path,
                         help='JSON file of the figures; table and plot go '
                         'beside it (default: WORK_DIR/label_noise.json)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
-                        else 'cpu')
-    args = parser.parse_args()
-    if args.plain and len(args.plain) != len(args.seeds):
-        parser.error('--plain needs one checkpoint for each of the '
-                     f'{len(args.seeds)} seeds')
+    args = parse_study_args(parser)
     if min(args.noise) < 0 or min(args.beta) < 0:
         parser.error('--noise and --beta must not be negative')
     return args
@@ -75,12 +63,7 @@ def run(args: argparse.Namespace, work_dir: Path, out: Path) -> dict:
         samples=args.samples, torch=torch.__version__, plain=[], cells=[])
     cells = {}
     for i, seed in enumerate(args.seeds):
-        checkpoint = args.plain[i] if args.plain else train_once(
-            'configs/digits/faster-rcnn_r18-half_digits.py',
-            work_dir / f'seed{seed}' / 'plain', seed)
-        detector = FrozenDetector(
-            'configs/digits/faster-rcnn_r18-half_nce-plus_digits.py',
-            checkpoint, args.device)
+        detector = frozen_detector(args, 'digits', i, work_dir)
         exact = detector.training_views(1, seed)
         heads = Heads(detector, seed, work_dir / f'seed{seed}')
         figures['seeds'].append(seed)
