@@ -1,43 +1,53 @@
 """Pictures of boxes before and after refinement."""
 
 from pathlib import Path
-from typing import Sequence, Union
+from typing import Optional, Sequence, Union
 
 import mmcv
 import numpy as np
+import torch
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
 
 BEFORE_COLOUR = (255, 140, 0)
 AFTER_COLOUR = (0, 230, 80)
-# Small images are enlarged to this many pixels along the longer side, so that
-# a refinement by a pixel can be seen.
+# Small images are enlarged to about the first number of pixels along the
+# longer side, so that a refinement by a pixel can be seen; those larger than
+# the second are reduced to it.
 MIN_PICTURE_SIZE = 640
+MAX_PICTURE_SIZE = 1600
 
 
 def draw_refinement(image: Union[str, Path, np.ndarray],
                     instances: InstanceData,
                     classes: Sequence[str],
-                    out_file: Union[str, Path],
-                    score_thr: float = 0.3) -> None:
-    """Draw boxes where they were (dashed, orange) and are (solid, green).
+                    out_file: Optional[Union[str, Path]] = None,
+                    score_thr: float = 0.3,
+                    compare: bool = True) -> np.ndarray:
+    """Draw boxes as they are (solid, green) and were (dashed, orange).
 
     Args:
         image: Path, or (H, W, 3) uint8 RGB.
         instances: ``bboxes``, ``scores``, ``labels`` and, if there was an
-            ascent, ``initial_bboxes``, in the image's pixels.
+            ascent, ``initial_bboxes``, in the image's pixels; ``masks``
+            (K, H, W) are tinted.
         classes: Names of the labels.
-        out_file: Picture to write.
+        out_file: Picture to write, if any.
         score_thr: Class score from which a box is drawn.
+        compare: Whether to draw ``initial_bboxes``.
+
+    Returns:
+        The picture (H', W', 3), uint8 RGB.
     """
     if not isinstance(image, np.ndarray):
         image = mmcv.imread(str(image), channel_order='rgb')
-    zoom = max(1, round(MIN_PICTURE_SIZE / max(image.shape[:2])))
-    visualizer = Visualizer(
-        image=mmcv.imrescale(image, zoom, interpolation='nearest'))
     shown = instances[instances.scores >= score_thr].cpu()
+    if 'masks' in shown and len(shown) > 0:
+        image = _tinted(image, np.asarray(shown.masks).any(0))
+    picture, zoom = _zoomed(image)
+    visualizer = Visualizer(image=picture)
     if len(shown) > 0:
-        if 'initial_bboxes' in shown:
+        if compare and 'initial_bboxes' in shown:
             visualizer.draw_bboxes(
                 zoom * shown.initial_bboxes, edge_colors=BEFORE_COLOUR,
                 line_styles='--', line_widths=2)
@@ -46,7 +56,32 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
         texts = [f'{classes[label]} {score:.2f}'
                  for label, score in zip(shown.labels, shown.scores)]
         visualizer.draw_texts(
-            texts, zoom * shown.bboxes[:, :2], font_sizes=10, colors='w',
+            texts, (zoom * shown.bboxes)[:, :2], font_sizes=10, colors='w',
             bboxes=dict(facecolor='black', alpha=0.5, pad=0.5,
                         edgecolor='none'))
-    mmcv.imwrite(visualizer.get_image()[..., ::-1], str(out_file))
+    picture = visualizer.get_image()
+    if out_file is not None:
+        mmcv.imwrite(picture[..., ::-1], str(out_file))
+    return picture
+
+
+def _zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    """The image at the picture's size, and the factor on (K, 4) corners."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer > MAX_PICTURE_SIZE:
+        zoom, interpolation = MAX_PICTURE_SIZE / longer, 'area'
+    else:
+        zoom = max(1, round(MIN_PICTURE_SIZE / longer))
+        interpolation = 'nearest'
+    size = max(1, round(zoom * width)), max(1, round(zoom * height))
+    picture = mmcv.imresize(image, size, interpolation=interpolation)
+    x, y = size[0] / width, size[1] / height
+    return picture, torch.tensor([x, y, x, y])
+
+
+def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    image = image.copy()
+    image[mask] = (0.6 * image[mask] + 0.4 * np.array(AFTER_COLOUR)).astype(
+        np.uint8)
+    return image

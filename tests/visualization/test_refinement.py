@@ -9,7 +9,7 @@ from mmdet_ebm.visualization import draw_refinement
 from mmdet_ebm.visualization.refinement import AFTER_COLOUR
 
 
-def draw(tmp_path, score, with_initial=True):
+def draw(tmp_path, score, with_initial=True, **options):
     image = np.zeros((100, 160, 3), np.uint8)
     instances = InstanceData(
         bboxes=torch.tensor([[40., 20, 120, 80]]),
@@ -17,8 +17,10 @@ def draw(tmp_path, score, with_initial=True):
     if with_initial:
         instances.initial_bboxes = torch.tensor([[20., 10, 140, 90]])
     out = tmp_path / 'picture.png'
-    draw_refinement(image, instances, ('thing', ), out)
-    return cv2.imread(str(out))[..., ::-1].astype(int)
+    drawn = draw_refinement(image, instances, ('thing', ), out, **options)
+    written = cv2.imread(str(out))[..., ::-1]
+    assert np.array_equal(drawn, written)
+    return written.astype(int)
 
 
 def test_small_images_are_enlarged_and_the_refined_box_is_green(tmp_path):
@@ -36,6 +38,31 @@ def test_box_before_is_drawn_only_where_there_was_an_ascent(tmp_path):
     zoom = with_before.shape[1] / 160
     column = slice(int(20 * zoom) - 4, int(20 * zoom) + 5)
     assert with_before[:, column].sum() > without[:, column].sum() == 0
+
+
+def test_box_before_can_be_left_out(tmp_path):
+    assert np.array_equal(draw(tmp_path, 0.9, compare=False),
+                          draw(tmp_path, 0.9, with_initial=False))
+
+
+def test_large_and_thin_images_become_pictures_of_bounded_size():
+    nothing = InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0),
+                           labels=torch.zeros(0).long())
+    for shape, longer in (((2000, 4000, 3), 1600), ((3, 5000, 3), 1600)):
+        picture = draw_refinement(np.zeros(shape, np.uint8), nothing, ())
+        assert abs(max(picture.shape) - longer) < 3
+
+
+def test_masks_are_tinted():
+    image = np.full((400, 640, 3), 100, np.uint8)
+    masks = np.zeros((1, 400, 640), bool)
+    masks[0, 100:150, 200:250] = True
+    instances = InstanceData(
+        bboxes=torch.tensor([[190., 90, 260, 160]]), masks=masks,
+        scores=torch.ones(1), labels=torch.zeros(1).long())
+    picture = draw_refinement(image, instances, ('thing', )).astype(int)
+    assert picture[130, 230, 1] > 140 and picture[130, 230, 0] < 70
+    assert np.abs(picture[300, 500] - 100).max() < 5
 
 
 def test_boxes_below_the_threshold_are_left_out(tmp_path):
