@@ -4,12 +4,16 @@ from .ascent import AscentResult, gradient_ascent, stopping_ascent
 from .langevin import langevin_chain
 from .losses import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, NCEPlus,
                      relative_iou)
-from .noise import GaussianMixtureNoise, noise_logprob, sample_noise
+from .noise import (GaussianMixtureNoise, noise_logprob, quasi_random_noise,
+                    sample_noise)
 from .types import LogDensityFn
+from .uncertainty import (Laplace, SampleWeights, hessian, laplace,
+                          weigh_samples)
 
 __all__ = [
     'AscentResult', 'DSM', 'GaussianMixtureNoise', 'IoUNet', 'KLDIS',
-    'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM',
-    'gradient_ascent', 'langevin_chain', 'noise_logprob', 'relative_iou',
-    'sample_noise', 'stopping_ascent'
+    'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM',
+    'SampleWeights', 'gradient_ascent', 'hessian', 'langevin_chain',
+    'laplace', 'noise_logprob', 'quasi_random_noise', 'relative_iou',
+    'sample_noise', 'stopping_ascent', 'weigh_samples'
 ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import distributions as D
 
-from mmdet_ebm.core import GaussianMixtureNoise, noise_logprob, sample_noise
+from mmdet_ebm.core import (GaussianMixtureNoise, noise_logprob,
+                            quasi_random_noise, sample_noise)
 
 SIGMAS = torch.tensor([[0.1, 0.3], [0.4, 0.2], [1.0, 2.0]],
                       dtype=torch.float64)
@@ -96,3 +97,23 @@ def test_invalid_sigmas_are_refused(sigmas):
 def test_standard_normal_at_zero():
     value = noise_logprob(torch.zeros(1), torch.ones(1, 1))
     assert value.item() == pytest.approx(-0.5 * math.log(2 * math.pi))
+
+
+def test_quasi_random_offsets_have_the_mixtures_moments_and_are_fixed():
+    """Far closer to them than independent draws, whose error is 0.6 %."""
+    offsets = quasi_random_noise(2**15, SIGMAS, 2)
+    variance = SIGMAS.square().mean(0)
+    assert (offsets.mean(0).abs() < 1e-3 * variance.sqrt()).all()
+    torch.testing.assert_close(offsets.square().mean(0), variance, rtol=1e-3,
+                               atol=0)
+    torch.manual_seed(5)
+    assert torch.equal(offsets, quasi_random_noise(2**15, SIGMAS, 2))
+    other = quasi_random_noise(2**15, SIGMAS, 2, seed=1)
+    assert not torch.equal(offsets, other)
+
+
+def test_quasi_random_components_are_equally_frequent():
+    sigmas = torch.tensor([[1e-6], [1.0], [1e6]])
+    sizes = quasi_random_noise(300, sigmas, 1).abs()[:, 0]
+    assert 98 <= (sizes < 1e-3).sum() <= 102
+    assert 98 <= (sizes > 1e3).sum() <= 102
