@@ -1,6 +1,7 @@
 """The method in plain PyTorch: noise, losses, ascent. Imports no mmdet."""
 
 from .ascent import AscentResult, gradient_ascent, stopping_ascent
+from .diagnostics import RecordedLogDensity, separation, training_figures
 from .langevin import langevin_chain
 from .losses import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, NCEPlus,
                      relative_iou)
@@ -13,7 +14,8 @@ from .uncertainty import (Laplace, SampleWeights, hessian, laplace,
 __all__ = [
     'AscentResult', 'DSM', 'GaussianMixtureNoise', 'IoUNet', 'KLDIS',
     'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM',
-    'SampleWeights', 'gradient_ascent', 'hessian', 'langevin_chain',
-    'laplace', 'noise_logprob', 'quasi_random_noise', 'relative_iou',
-    'sample_noise', 'stopping_ascent', 'weigh_samples'
+    'RecordedLogDensity', 'SampleWeights', 'gradient_ascent', 'hessian',
+    'langevin_chain', 'laplace', 'noise_logprob', 'quasi_random_noise',
+    'relative_iou', 'sample_noise', 'separation', 'stopping_ascent',
+    'training_figures', 'weigh_samples'
 ]

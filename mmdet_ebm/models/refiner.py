@@ -9,8 +9,8 @@ from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..core import (AscentResult, LogDensityFn, gradient_ascent,
-                    stopping_ascent)
+from ..core import (AscentResult, LogDensityFn, RecordedLogDensity,
+                    gradient_ascent, stopping_ascent, training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
@@ -209,7 +209,9 @@ class EnergyRefiner(BaseModule):
             image_sizes: Height and width of each image inside its padding.
 
         Returns:
-            ``dict(loss_energy=...)``; zero with a graph without any object.
+            ``loss_energy``, zero with a graph without any object, and for the
+            log the figures of ``mmdet_ebm.core.separation``, which no loss
+            contains.
         """
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
@@ -217,15 +219,17 @@ class EnergyRefiner(BaseModule):
         avg_factor = None
         if self.loss_energy.reduction == 'mean':
             avg_factor = reduce_mean(weight.sum()).clamp(min=1)
+        record = RecordedLogDensity(self.logdensity_fn(surface, boxes))
+        targets = torch.zeros_like(boxes.corners)
         loss = self.loss_energy(
-            self.logdensity_fn(surface, boxes),
-            torch.zeros_like(boxes.corners),
-            weight=weight,
-            avg_factor=avg_factor)
+            record, targets, weight=weight, avg_factor=avg_factor)
         # Score matching does not depend on what only shifts f. Parameters
         # without any gradient would halt distributed training.
         unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
-        return dict(loss_energy=loss + 0 * unused)
+        return dict(
+            loss_energy=loss + 0 * unused,
+            **training_figures(self.loss_energy.method, record, targets,
+                               weight))
 
     # ----------------------------------------------------------- refinement
 

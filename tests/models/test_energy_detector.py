@@ -41,7 +41,7 @@ def test_frozen_detector_trains_the_energy_model_alone(detector):
                    if name and not name.startswith('roi_head.refiner'))
     before = copy.deepcopy(detector.state_dict())
     losses = detector.loss(*batch())
-    assert set(losses) == {'loss_energy'}
+    assert {name for name in losses if 'loss' in name} == {'loss_energy'}
     optimiser = torch.optim.SGD(
         [p for p in detector.parameters() if p.requires_grad], lr=1.0)
     losses['loss_energy'].backward()
@@ -50,6 +50,17 @@ def test_frozen_detector_trains_the_energy_model_alone(detector):
     changed = {key for key in before
                if not torch.equal(before[key], after[key])}
     assert changed and all('roi_head.refiner' in key for key in changed)
+
+
+def test_figures_for_the_log_are_no_part_of_the_loss(detector):
+    losses = detector.train().loss(*batch())
+    figures = {k: v for k, v in losses.items() if 'loss' not in k}
+    assert set(figures) == {'logdensity_truth', 'logdensity_noise',
+                            'logdensity_gap', 'acc_energy'}
+    assert not any(v.requires_grad for v in figures.values())
+    total, logged = detector.parse_losses(losses)
+    assert total == losses['loss_energy']
+    assert figures.keys() < logged.keys()
 
 
 def test_joint_training_adds_the_energy_loss():

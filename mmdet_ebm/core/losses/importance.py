@@ -32,6 +32,8 @@ class MLIS(nn.Module):
         ValueError: If ``num_samples`` < 1 or a width is not positive.
     """
 
+    truth_is_first = True  # of the candidates it evaluates
+
     def __init__(self, sigmas: Sequence, num_samples: int) -> None:
         super().__init__()
         self.noise = GaussianMixtureNoise(sigmas)
@@ -79,6 +81,8 @@ class KLDIS(nn.Module):
     Raises:
         ValueError: If a number is not positive.
     """
+
+    truth_is_first = False  # evaluates noise alone
 
     def __init__(self, sigmas: Sequence, num_samples: int,
                  sigma_gt: float) -> None:

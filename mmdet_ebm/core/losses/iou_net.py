@@ -54,6 +54,8 @@ class IoUNet(nn.Module):
             [0.01, 1).
     """
 
+    truth_is_first = False  # evaluates noise alone
+
     def __init__(self, num_samples: int, min_iou: float = 0.5) -> None:
         super().__init__()
         self.num_samples = positive_int('num_samples', num_samples)

@@ -28,6 +28,8 @@ class MLMCMC(nn.Module):
     arXiv 2005.01698, section 2.3.
     """
 
+    truth_is_first = True  # of the candidates it evaluates
+
     def __init__(self, step_size: float, num_steps: int,
                  num_samples: int) -> None:
         super().__init__()

@@ -37,6 +37,8 @@ class NCEPlus(nn.Module):
         ValueError: If ``num_samples`` < 1 or ``beta`` < 0.
     """
 
+    truth_is_first = True  # of the candidates it evaluates
+
     def __init__(self, sigmas: Sequence, num_samples: int,
                  beta: float) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class SM(nn.Module):
     + \tfrac{1}{2} \|\nabla_y f(y)\|^2` at the target."""
 
     needs_curvature = True
+    truth_is_first = True  # and the only candidate
 
     def forward(self,
                 logdensity_fn: LogDensityFn,
@@ -64,6 +65,8 @@ class DSM(nn.Module):
     Raises:
         ValueError: If a number is not positive.
     """
+
+    truth_is_first = False  # evaluates noise alone
 
     def __init__(self, sigma: float, num_samples: int) -> None:
         super().__init__()
