@@ -147,6 +147,18 @@ def test_energy_training_starts_from_and_keeps_the_plain_detector(trained):
     assert all(torch.equal(plain[key], energy[key]) for key in plain)
 
 
+def test_training_log_tells_truth_from_noise(trained):
+    log, = (trained['folder'] / 'energy').glob('*/vis_data/scalars.json')
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [step for step in steps if 'loss' in step]
+    assert len(steps) == 2
+    for step in steps:
+        assert step['loss'] == step['loss_energy']
+        assert 0 <= step['acc_energy'] <= 100
+        assert step['logdensity_gap'] == pytest.approx(
+            step['logdensity_truth'] - step['logdensity_noise'], abs=1e-6)
+
+
 def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
     run_tool(monkeypatch, 'test', trained['energy'], trained['checkpoint'],
              '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
