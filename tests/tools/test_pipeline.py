@@ -148,15 +148,17 @@ def test_energy_training_starts_from_and_keeps_the_plain_detector(trained):
 
 
 def test_training_log_tells_truth_from_noise(trained):
-    log, = (trained['folder'] / 'energy').glob('*/vis_data/scalars.json')
-    steps = [json.loads(line) for line in log.read_text().splitlines()]
-    steps = [step for step in steps if 'loss' in step]
-    assert len(steps) == 2
-    for step in steps:
+    # In text: mmengine's visualizer is one for the whole process.
+    log, = (trained['folder'] / 'energy').glob('*/*.log')
+    lines = [dict(re.findall(r'(\w+): ([-+.\de]+)', line))
+             for line in log.read_text().splitlines() if 'loss_energy' in line]
+    assert len(lines) == 2
+    for line in lines:
+        step = {name: float(value) for name, value in line.items()}
         assert step['loss'] == step['loss_energy']
         assert 0 <= step['acc_energy'] <= 100
         assert step['logdensity_gap'] == pytest.approx(
-            step['logdensity_truth'] - step['logdensity_noise'], abs=1e-6)
+            step['logdensity_truth'] - step['logdensity_noise'], abs=2e-4)
 
 
 def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
