@@ -3,10 +3,11 @@
 from .energy_detector import EnergyTwoStageDetector
 from .energy_head import EnergyHead
 from .energy_nms import energy_nms
-from .energy_roi_head import EnergyRoIHead, Refinement
+from .energy_roi_head import EnergyRoIHead
 from .losses import (DSMLoss, EnergyLoss, KLDISLoss,
                      LocalizationConfidenceLoss, MLISLoss, MLMCMCLoss, NCELoss,
                      NCEPlusLoss, SMLoss)
+from .refinement import Refinement, refine_detections
 from .refiner import Boxes, EnergyRefiner, IoUNetRefiner, RefinedBoxes
 from .roi_extractor import PreciseRoIExtractor
 
@@ -15,5 +16,5 @@ __all__ = [
     'EnergyRoIHead', 'EnergyTwoStageDetector', 'IoUNetRefiner', 'KLDISLoss',
     'LocalizationConfidenceLoss', 'MLISLoss', 'MLMCMCLoss', 'NCELoss',
     'NCEPlusLoss', 'PreciseRoIExtractor', 'RefinedBoxes', 'Refinement',
-    'SMLoss', 'energy_nms'
+    'SMLoss', 'energy_nms', 'refine_detections'
 ]
