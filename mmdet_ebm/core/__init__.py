@@ -8,14 +8,14 @@ from .losses import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, NCEPlus,
 from .noise import (GaussianMixtureNoise, noise_logprob, quasi_random_noise,
                     sample_noise)
 from .types import LogDensityFn
-from .uncertainty import (Laplace, SampleWeights, hessian, laplace,
-                          weigh_samples)
+from .uncertainty import (DensitySamples, Laplace, SampleWeights, hessian,
+                          laplace, sample_density, weigh_samples)
 
 __all__ = [
-    'AscentResult', 'DSM', 'GaussianMixtureNoise', 'IoUNet', 'KLDIS',
-    'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM',
-    'RecordedLogDensity', 'SampleWeights', 'gradient_ascent', 'hessian',
+    'AscentResult', 'DSM', 'DensitySamples', 'GaussianMixtureNoise', 'IoUNet',
+    'KLDIS', 'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus',
+    'RecordedLogDensity', 'SM', 'SampleWeights', 'gradient_ascent', 'hessian',
     'langevin_chain', 'laplace', 'noise_logprob', 'quasi_random_noise',
-    'relative_iou', 'sample_noise', 'separation', 'stopping_ascent',
-    'training_figures', 'weigh_samples'
+    'relative_iou', 'sample_density', 'sample_noise', 'separation',
+    'stopping_ascent', 'training_figures', 'weigh_samples'
 ]

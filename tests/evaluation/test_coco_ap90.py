@@ -24,14 +24,22 @@ def annotations(tmp_path):
     return str(path)
 
 
-def evaluate(metric, widths):
+def detections(*widths):
+    return InstanceData(
+        bboxes=torch.tensor([[20., 20, 20 + w, 120] for w in widths]
+                            ).view(-1, 4),
+        scores=torch.full((len(widths), ), 0.9),
+        labels=torch.zeros(len(widths), dtype=torch.long))
+
+
+def evaluate(metric, widths, plain=None):
     metric.dataset_meta = dict(classes=('thing', ))
     for image_id, width in enumerate(widths):
         sample = DetDataSample(metainfo=dict(img_id=image_id,
                                              ori_shape=(200, 200)))
-        sample.pred_instances = InstanceData(
-            bboxes=torch.tensor([[20., 20, 20 + width, 120]]),
-            scores=torch.tensor([0.9]), labels=torch.tensor([0]))
+        sample.pred_instances = detections(width)
+        if plain is not None:
+            sample.plain_instances = detections(*plain[image_id])
         metric.process({}, [sample.to_dict()])
     return metric.evaluate(size=len(widths))
 
@@ -60,3 +68,34 @@ def test_format_only_writes_without_evaluating(annotations, tmp_path):
                             outfile_prefix=str(tmp_path / 'out'))
     assert not evaluate(metric, (100, 89))
     assert (tmp_path / 'out.bbox.json').exists()
+
+
+def test_gain_over_the_plain_detections(annotations):
+    """Plain IoU 0.80: no AP90, AP at 7 of 10 thresholds (0.50 to 0.80)."""
+    metrics = evaluate(CocoAP90Metric(ann_file=annotations), (100, 100),
+                       [(80, ), (80, )])
+    assert metrics['coco/bbox_mAP'] == 1
+    assert metrics['coco/bbox_mAP_plain'] == pytest.approx(0.7, abs=1e-3)
+    assert metrics['coco/bbox_mAP_gain'] == pytest.approx(0.3, abs=1e-3)
+    assert metrics['coco/bbox_mAP_90_plain'] == 0
+    assert metrics['coco/bbox_mAP_90_gain'] == 1
+
+
+def test_the_gain_is_one_line_of_the_log(annotations, caplog):
+    from mmengine.logging import MMLogger
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        evaluate(CocoAP90Metric(ann_file=annotations), (100, 100),
+                 [(80, ), (80, )])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert ('AP 70.0 plain, 100.0 refined (+30.0); AP90 0.0 plain, 100.0 '
+            'refined (+100.0)') in caplog.text
+
+
+def test_nothing_found_by_the_plain_detector(annotations):
+    metrics = evaluate(CocoAP90Metric(ann_file=annotations), (100, 100),
+                       [(), ()])
+    assert metrics['coco/bbox_mAP_plain'] == 0
+    assert metrics['coco/bbox_mAP_gain'] == 1
