@@ -17,10 +17,10 @@ class CocoAP90Metric(CocoMetric):
     thresholds; COCO's summary stops at AP75. Arguments are those of
     ``CocoMetric``; AP90 is added whenever ``'bbox'`` is among the metrics.
 
-    Where results carry the detections without refinement
-    (``plain_instances``, see ``Refinement.keep_plain``), these are evaluated
-    too: ``bbox_mAP_plain`` and ``bbox_mAP_gain``, the difference, and both
-    for AP90; a line of the log sums it up.
+    Where predictions carry the detections without refinement in their meta
+    information (``Refinement.keep_plain``), these are evaluated too:
+    ``bbox_mAP_plain`` and ``bbox_mAP_gain``, the difference, and both for
+    AP90; a line of the log sums it up.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -36,8 +36,8 @@ class CocoAP90Metric(CocoMetric):
         before = len(self.results)
         super().process(data_batch, data_samples)
         for (_, result), sample in zip(self.results[before:], data_samples):
-            if 'plain_instances' in sample:
-                plain = sample['plain_instances']
+            plain = sample['pred_instances'].get('plain_instances')
+            if plain is not None:
                 result['plain'] = dict(
                     img_id=sample['img_id'],
                     **{name: plain[name].cpu().numpy()

@@ -10,11 +10,13 @@ from .losses import (DSMLoss, EnergyLoss, KLDISLoss,
 from .refinement import Refinement, refine_detections
 from .refiner import Boxes, EnergyRefiner, IoUNetRefiner, RefinedBoxes
 from .roi_extractor import PreciseRoIExtractor
+from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
 __all__ = [
-    'Boxes', 'DSMLoss', 'EnergyHead', 'EnergyLoss', 'EnergyRefiner',
-    'EnergyRoIHead', 'EnergyTwoStageDetector', 'IoUNetRefiner', 'KLDISLoss',
-    'LocalizationConfidenceLoss', 'MLISLoss', 'MLMCMCLoss', 'NCELoss',
-    'NCEPlusLoss', 'PreciseRoIExtractor', 'RefinedBoxes', 'Refinement',
-    'SMLoss', 'energy_nms', 'refine_detections'
+    'BoxUncertainty', 'Boxes', 'DSMLoss', 'EnergyHead', 'EnergyLoss',
+    'EnergyRefiner', 'EnergyRoIHead', 'EnergyTwoStageDetector',
+    'IoUNetRefiner', 'KLDISLoss', 'LocalizationConfidenceLoss', 'MLISLoss',
+    'MLMCMCLoss', 'NCELoss', 'NCEPlusLoss', 'PreciseRoIExtractor',
+    'RefinedBoxes', 'Refinement', 'SMLoss', 'UncertaintyEstimator',
+    'energy_nms', 'refine_detections'
 ]

@@ -7,6 +7,8 @@ Training: ground truth of the samples -> the refiner's loss. Test: candidates
 from dataclasses import dataclass
 from typing import Optional, Sequence
 
+import torch
+from mmcv.ops import batched_nms
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -20,7 +22,7 @@ from .energy_nms import energy_nms
 from .refiner import Boxes, EnergyRefiner
 
 # Fields (K, 4) of results whose columns are along x, y, x, y, in pixels.
-PIXEL_FIELDS = ('bboxes', 'initial_bboxes')
+PIXEL_FIELDS = ('bboxes', 'initial_bboxes', 'box_std')
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,25 @@ class Refinement:
             image that enter the energy-ordered NMS at most, by class score;
             -1 for all. It bounds time and memory where a detector is unsure of
             everything.
+        uncertainty: Tell how sure the final boxes are: standard deviations of
+            their sides and normalised log-densities.
+        uncertainty_per_img: Boxes of an image for which to tell it at most,
+            by class score; -1 for all. The others get NaN. With the default
+            of samples it takes longer than the ascent.
+        keep_plain: Also give what the detector finds by itself, as
+            ``plain_instances``, for a metric to compare with.
     """
     energy_nms: bool = True
     ascent: bool = True
     nms_pre: int = 1000
+    uncertainty: bool = False
+    uncertainty_per_img: int = 30
+    keep_plain: bool = False
 
     @property
     def is_on(self) -> bool:
         """Whether any stage runs."""
-        return self.energy_nms or self.ascent
+        return self.energy_nms or self.ascent or self.uncertainty
 
 
 def build_refiner(refiner: ConfigType, num_classes: int, out_channels: int,
@@ -119,7 +131,10 @@ def refine_detections(refiner: EnergyRefiner,
     Returns:
         New instances with the fields of ``detections`` and ``logdensities``
         (K,), after an ascent also ``initial_bboxes`` (K, 4), where it
-        started. Scores are class scores.
+        started; with ``uncertainty`` also ``box_std`` (K, 4), standard
+        deviations of x1, y1, x2, y2 in the frame of the boxes, and
+        ``box_logprobs`` (K,). Scores are class scores. With ``keep_plain``
+        the meta information of the instances has ``plain_instances``.
 
     Raises:
         ValueError: If boxes are not of four corners, or the energy NMS is to
@@ -128,13 +143,24 @@ def refine_detections(refiner: EnergyRefiner,
     sizes = image_sizes(metas)
     surface = refiner.surface(features, sizes)
     # All stages work in network-input pixels: rescaling comes last.
+    plain = None
+    if stages.keep_plain:
+        plain = [_plain(d, test_cfg if stages.energy_nms else None)
+                 for d in detections]
     if stages.energy_nms:
         detections = order_by_energy(refiner, surface, detections, test_cfg,
                                      stages.nms_pre)
     if stages.ascent:
         detections = ascend(refiner, surface, detections, sizes)
+    if stages.uncertainty:
+        detections = add_uncertainty(refiner, surface, detections,
+                                     stages.uncertainty_per_img)
     # A stage that adds to the final boxes belongs here; what it gives in
     # pixels has its name in PIXEL_FIELDS.
+    if plain is not None:
+        for detection, without in zip(detections, plain):
+            # Not a field: there may be more or fewer of them.
+            detection.set_metainfo(dict(plain_instances=without))
     if rescale:
         detections = [
             to_original_frame(d, meta)
@@ -177,17 +203,56 @@ def ascend(refiner: EnergyRefiner, surface: FeatureSurface,
     ]
 
 
+def add_uncertainty(refiner: EnergyRefiner, surface: FeatureSurface,
+                    detections: InstanceList, number: int) -> InstanceList:
+    """Standard deviations of the sides, see ``EnergyRefiner.uncertainty``.
+
+    Args:
+        refiner: The energy model.
+        surface: Of the batch's features.
+        detections: Final boxes in network-input pixels.
+        number: Boxes of an image, by class score, that are looked at; -1 for
+            all of them.
+    """
+    rows = [
+        d.scores.topk(len(d) if number < 0 else min(number, len(d))).indices
+        for d in detections
+    ]
+    boxes = Boxes.from_images(
+        [_corners(d)[r] for d, r in zip(detections, rows)],
+        [d.labels[r] for d, r in zip(detections, rows)])
+    found = refiner.uncertainty(surface, boxes)
+    results = []
+    for detection, row, (std, logprob) in zip(
+            detections, rows, boxes.split(found.std, found.logprob)):
+        results.append(_with_fields(
+            detection,
+            box_std=std.new_full((len(detection), 4), torch.nan).index_copy(
+                0, row, std),
+            box_logprobs=std.new_full((len(detection), ), torch.nan
+                                      ).index_copy(0, row, logprob)))
+    return results
+
+
 def to_original_frame(detections: InstanceData, meta: dict,
                       names: Sequence[str] = PIXEL_FIELDS) -> InstanceData:
-    """Bring fields (K, 4) from network-input to original-image pixels."""
+    """Bring fields (K, 4) from network-input to original-image pixels.
+
+    ``plain_instances`` in the detections' own meta information go with them.
+    """
     present = [name for name in names if name in detections]
     scale = meta['scale_factor']
-    return _with_fields(
+    result = _with_fields(
         detections, **{
             name: detections[name] / detections[name].new_tensor(scale).repeat(
                 2)
             for name in present
         })
+    plain = result.get('plain_instances')
+    if plain is not None:
+        result.set_metainfo(
+            dict(plain_instances=to_original_frame(plain, meta)))
+    return result
 
 
 def require_plain_nms(test_cfg: ConfigType) -> ConfigType:
@@ -227,6 +292,21 @@ def class_candidates(raw: InstanceData, score_thr: float) -> InstanceData:
 def image_sizes(metas: Sequence[dict]) -> list[tuple[int, int]]:
     """Height and width of each image inside its padding."""
     return [tuple(meta['img_shape'][:2]) for meta in metas]
+
+
+def _plain(detections: InstanceData,
+           test_cfg: Optional[ConfigType]) -> InstanceData:
+    """The detector's own result: its NMS, where it has not run yet."""
+    plain = InstanceData(
+        bboxes=_corners(detections), scores=detections.scores,
+        labels=detections.labels)
+    if test_cfg is None or len(plain) == 0:
+        return plain
+    _, keep = batched_nms(plain.bboxes, plain.scores, plain.labels,
+                          require_plain_nms(test_cfg))
+    if test_cfg.max_per_img >= 0:
+        keep = keep[:test_cfg.max_per_img]
+    return plain[keep]
 
 
 def _best(candidates: InstanceData, number: int) -> InstanceData:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import (AscentResult, LogDensityFn, RecordedLogDensity,
                     gradient_ascent, stopping_ascent, training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
+from .uncertainty import BoxUncertainty, build_estimator
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
 _BOXES_PER_CHUNK = 2048
@@ -40,6 +41,12 @@ class Boxes:
                  for i, per_image in enumerate(labels)]
         return cls(torch.cat(list(corners)), torch.cat(list(labels)),
                    torch.cat(index), tuple(map(len, labels)))
+
+    def chunks(self, rows: int) -> list['Boxes']:
+        """Parts of at most so many rows, in copies that autograd accepts."""
+        columns = (t.clone().split(rows) for t in (
+            self.corners, self.labels, self.image_index))
+        return [Boxes(*part, (len(part[0]), )) for part in zip(*columns)]
 
     def split(self, *tables: Tensor) -> list[tuple[Tensor, ...]]:
         """The rows of each image, for every table of R rows."""
@@ -83,6 +90,7 @@ class EnergyRefiner(BaseModule):
         fix_level: Pool a box from the level of its initial position
             throughout. False follows the published code, which picks the
             level anew at every step, so that f jumps where the level changes.
+        uncertainty: Arguments of an ``UncertaintyEstimator``.
         init_cfg: mmengine's initialisation.
 
     Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
@@ -98,6 +106,7 @@ class EnergyRefiner(BaseModule):
                  step_decay: float = 0.5,
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
+                 uncertainty: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         if len(step_length) != 2 or min(step_length) < 0:
@@ -119,6 +128,8 @@ class EnergyRefiner(BaseModule):
         self.step_decay = step_decay
         self.min_box_size = min_box_size
         self.fix_level = fix_level
+        self.uncertainty_estimator = build_estimator(
+            uncertainty, self.loss_energy.method, self.head)
 
     # ------------------------------------------------------------ the model
 
@@ -281,6 +292,24 @@ class EnergyRefiner(BaseModule):
             self.num_steps, self.step_decay)
         return relative_to_boxes(result.y, reference)[:, 0], result
 
+    def uncertainty(self, surface: FeatureSurface,
+                    boxes: Boxes) -> BoxUncertainty:
+        """How sure f is of boxes; unknown (NaN) for those it cannot refine.
+
+        Args:
+            surface: From :meth:`surface`.
+            boxes: Boxes, refined ones for example.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            parts = [
+                self.uncertainty_estimator(
+                    self.logdensity_fn(surface, part), part.corners)
+                for part in boxes.chunks(
+                    self.uncertainty_estimator.rows_per_chunk)
+            ]
+        return BoxUncertainty.cat(parts).masked(
+            self._is_refinable(boxes.corners))
+
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]
         return (sides >= self.min_box_size).all(1)
@@ -306,6 +335,8 @@ class IoUNetRefiner(EnergyRefiner):
         max_fall: Fall of f above which a box stops.
         min_box_size: As in ``EnergyRefiner``.
         fix_level: As in ``EnergyRefiner``.
+        uncertainty: As in ``EnergyRefiner``; f is no log-density here, so fit
+            a temperature first.
         init_cfg: mmengine's initialisation.
 
     Source: "Acquisition of Localization Confidence for Accurate Object
@@ -324,11 +355,12 @@ class IoUNetRefiner(EnergyRefiner):
                  max_fall: float = 0.01,
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
+                 uncertainty: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(
             roi_extractor, head, loss, num_steps=num_steps,
             step_length=(step_length, step_length), min_box_size=min_box_size,
-            fix_level=fix_level, init_cfg=init_cfg)
+            fix_level=fix_level, uncertainty=uncertainty, init_cfg=init_cfg)
         self.min_change = min_change
         self.max_fall = max_fall
 

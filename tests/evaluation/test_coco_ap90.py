@@ -39,7 +39,8 @@ def evaluate(metric, widths, plain=None):
                                              ori_shape=(200, 200)))
         sample.pred_instances = detections(width)
         if plain is not None:
-            sample.plain_instances = detections(*plain[image_id])
+            sample.pred_instances.set_metainfo(
+                dict(plain_instances=detections(*plain[image_id])))
         metric.process({}, [sample.to_dict()])
     return metric.evaluate(size=len(widths))
 

@@ -1,0 +1,194 @@
+"""How sure an energy model is of a box: standard deviations of its sides."""
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core import (GaussianMixtureNoise, LogDensityFn, hessian, laplace,
+                    quasi_random_noise, sample_density)
+from ..ops import relative_to_boxes
+
+# Where the training method has no noise of its own.
+DEFAULT_SIGMAS = (0.0375, 0.075, 0.15)
+# Sides x1, y1, x2, y2 of a unit box, differentiated in its relative
+# coordinates (shift of the centre, logarithm of the size) at zero.
+_SIDES_OF_RELATIVE = ((1, 0, -0.5, 0), (0, 1, 0, -0.5), (1, 0, 0.5, 0),
+                      (0, 1, 0, 0.5))
+
+
+@dataclass(frozen=True)
+class BoxUncertainty:
+    """What the density around each of R boxes says of it.
+
+    Attributes:
+        std: (R, 4) standard deviations of x1, y1, x2, y2, in the pixels of the
+            boxes.
+        covariance: (R, 4, 4) in the box's relative space
+            (``mmdet_ebm.ops.relative_boxes``).
+        logprob: (R,) log-density at the box, normalised, in that space.
+        support: (R,) how much of it was seen. From samples: equally weighted
+            ones that would tell as much; below about ten, the other figures
+            are rough. From curvature: 1, or 0 where f was too flat or not
+            concave, so that the widest allowed deviation stands in.
+    """
+    std: Tensor
+    covariance: Tensor
+    logprob: Tensor
+    support: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence['BoxUncertainty']) -> 'BoxUncertainty':
+        """Join the rows of several."""
+        return cls(*(torch.cat(column) for column in zip(*(
+            (p.std, p.covariance, p.logprob, p.support) for p in parts))))
+
+    def masked(self, known: Tensor) -> 'BoxUncertainty':
+        """NaN, and no support, where ``known`` (R,) is False."""
+        return BoxUncertainty(
+            torch.where(known[:, None], self.std, torch.nan),
+            torch.where(known[:, None, None], self.covariance, torch.nan),
+            torch.where(known, self.logprob, torch.nan),
+            torch.where(known, self.support, 0))
+
+
+class UncertaintyEstimator(nn.Module):
+    r"""From a log-density f around boxes to the deviations of their sides.
+
+    The density is :math:`\exp(f / T) / Z` within a ball of ``radius`` times
+    the widest noise around the box. It is measured with the same quasi-random
+    samples for every box, so that a result depends neither on a seed nor on
+    what else is in the batch.
+
+    Args:
+        method: 'sampling', for every head, or 'laplace', from the second
+            derivatives at the box; it needs a smooth head and costs about as
+            much as five ascent steps.
+        num_samples: Samples of a box, half of them drawn where the others
+            found the density high.
+        sigmas: Widths of the noise mixture of the first half, in relative
+            space; the widest is also the largest deviation that 'laplace'
+            gives. The training method's by default.
+        temperature: T; above 1 widens the density, below narrows it. Fit it
+            on val with tools/analysis/calibration.py.
+        radius: See above.
+        boxes_per_chunk: Box evaluations at once; bounds the memory.
+
+    Raises:
+        ValueError: If a number makes no sense.
+    """
+
+    def __init__(self,
+                 method: str = 'sampling',
+                 num_samples: int = 128,
+                 sigmas: Sequence = DEFAULT_SIGMAS,
+                 temperature: float = 1.0,
+                 radius: float = 3.0,
+                 boxes_per_chunk: int = 2048) -> None:
+        super().__init__()
+        if method not in ('sampling', 'laplace'):
+            raise ValueError("uncertainty.method must be 'sampling' or "
+                             f"'laplace', got {method!r}")
+        if not isinstance(num_samples, int) or num_samples < 4:
+            raise ValueError('uncertainty.num_samples must be a whole number '
+                             f'of at least 4, got {num_samples!r}')
+        if not temperature > 0 or not radius > 0:
+            raise ValueError('uncertainty.temperature and radius must be '
+                             f'positive, got {temperature} and {radius}')
+        self.method = method
+        self.num_samples = num_samples
+        self.temperature = temperature
+        self.radius = radius
+        self.boxes_per_chunk = boxes_per_chunk
+        self.noise = GaussianMixtureNoise(sigmas)
+        self.max_sigma = float(self.noise.sigmas.max())
+        first = num_samples // 2
+
+        def constant(name, value):
+            self.register_buffer(name, value, persistent=False)
+
+        constant('wide', quasi_random_noise(first, self.noise.sigmas, 4))
+        constant('normal', quasi_random_noise(
+            num_samples - first, torch.ones(1, 1), 4, seed=1))
+        constant('sides', torch.tensor(_SIDES_OF_RELATIVE))
+        constant('unit_box', torch.tensor([-0.5, -0.5, 0.5, 0.5]))
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Boxes to give to one call, for bounded memory."""
+        samples = self.num_samples if self.method == 'sampling' else 8
+        return max(1, self.boxes_per_chunk // samples)
+
+    def forward(self, logdensity_fn: LogDensityFn,
+                corners: Tensor) -> BoxUncertainty:
+        """Uncertainty of boxes.
+
+        Args:
+            logdensity_fn: Relative coordinates (R, S, 4) -> f (R, S).
+            corners: (R, 4) the boxes, at relative coordinates of zero.
+        """
+        estimate = (self._from_samples if self.method == 'sampling' else
+                    self._from_curvature)
+        unit_std, covariance, logprob, support = estimate(
+            logdensity_fn, torch.zeros_like(corners))
+        size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
+        return BoxUncertainty(unit_std * size, covariance, logprob, support)
+
+    def _from_samples(self, logdensity_fn, origin):
+        found = sample_density(
+            logdensity_fn, origin, self.wide.to(origin.dtype),
+            self.normal.to(origin.dtype), self.noise.sigmas.to(origin.dtype),
+            self.temperature, self.radius)
+        weighted = found.weigh(self.temperature)
+        _, covariance = weighted.moments(found.offsets)
+        _, of_sides = weighted.moments(
+            relative_to_boxes(found.offsets, self.unit_box.to(origin.dtype)))
+        with torch.no_grad():
+            logdensity = logdensity_fn(origin[:, None])[:, 0]
+        return (_deviations(of_sides), covariance,
+                logdensity / self.temperature - weighted.log_normaliser,
+                weighted.effective_samples)
+
+    def _from_curvature(self, logdensity_fn, origin):
+        fitted = laplace(hessian(logdensity_fn, origin), self.max_sigma,
+                         self.temperature)
+        sides = self.sides.to(origin.dtype)
+        return (_deviations(sides @ fitted.covariance @ sides.T),
+                fitted.covariance, fitted.logprob,
+                (~fitted.clamped).to(origin.dtype))
+
+    def extra_repr(self) -> str:
+        return (f'method={self.method!r}, num_samples={self.num_samples}, '
+                f'temperature={self.temperature}, radius={self.radius}')
+
+
+def build_estimator(options: Optional[dict], method: nn.Module,
+                    head: nn.Module) -> UncertaintyEstimator:
+    """The estimator that suits a refiner.
+
+    Args:
+        options: Arguments of ``UncertaintyEstimator``.
+        method: The training method; lends its noise.
+        head: The energy head.
+
+    Raises:
+        ValueError: If 'laplace' is wanted of a head without curvature.
+    """
+    options = dict(options or {})
+    noise = getattr(method, 'noise', None)
+    if isinstance(noise, GaussianMixtureNoise):
+        options.setdefault('sigmas', noise.sigmas.tolist())
+    estimator = UncertaintyEstimator(**options)
+    if estimator.method == 'laplace' and not head.has_curvature():
+        raise ValueError(
+            "uncertainty.method='laplace' reads second derivatives, and those "
+            'of a head with the activation '
+            f'{type(head.shared_fcs[1]).__name__} are lost in its kinks. Use '
+            "'sampling', which works with every head, or train a head with "
+            "a smooth activation: refiner.head.act_cfg=dict(type='SiLU')")
+    return estimator
+
+
+def _deviations(covariance: Tensor) -> Tensor:
+    return covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
