@@ -107,11 +107,11 @@ def main() -> None:
     for path in held_out[:NUM_PICTURES]:
         shutil.copy(path, folder)
     run_tool('infer', ENERGY_CONFIG, energy, folder, '--out-dir',
-             work_dir / 'inference')
+             work_dir / 'inference', '--compare', '--overwrite')
 
     print(f'\n{table(metrics)}\n')
     print(f'metrics:  {metrics_file}')
-    print(f'pictures: {work_dir / "inference" / "pictures"}')
+    print(f'pictures: {work_dir / "inference" / "vis"}')
     print(f'took {(time.time() - start) / 60:.1f} minutes')
 
 

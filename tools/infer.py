@@ -1,58 +1,95 @@
-"""Refine the detections on an image, several images or folders.
+"""Detect and refine on images, folders, patterns and videos.
 
-Writes OUT_DIR/predictions.json (COCO form: images, annotations with scores
-and log-densities, categories) and OUT_DIR/pictures, with boxes before the
-refinement dashed and after it solid. An image that cannot be read is reported
-and skipped; the exit status is 1 if none could be.
+Writes into OUT_DIR, for an image x/y.jpg below what the inputs have in common:
+
+  preds/x/y.jpg.json  labels, scores, bboxes, logdensities, initial_bboxes
+  vis/x/y.jpg.jpg     the picture (vis/clip.mp4.mp4 of a video clip.mp4)
+  predictions.json    all of them in COCO's form
+  summary.json        how many are done, and which were skipped and why
+
+The same command continues where it was stopped: what is finished and has not
+changed is not computed again. If the config or the checkpoint is another one,
+it refuses; if only the threshold or --compare is, pictures are drawn anew.
+
+exit status: 0 all done; 1 nothing was run (the message says why); 2 wrong
+arguments; 3 some inputs were skipped, the others are done; 130 interrupted.
 """
 
 import argparse
+import dataclasses
+import json
 import sys
+from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mmdet_ebm.apis import build_model, infer_folder, list_images
+from mmdet_ebm.apis import EnergyDetInferencer
+from mmdet_ebm.apis.checks import exit_with_message
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('inputs', nargs='+', help='images and folders')
-    parser.add_argument('--out-dir', default='outputs',
+    parser.add_argument('config', help='config file of the energy model')
+    parser.add_argument('checkpoint', help='its checkpoint file')
+    parser.add_argument(
+        'inputs', nargs='+',
+        help='images, folders, videos and quoted patterns ("data/**/*.png")')
+    parser.add_argument('--out-dir', type=Path, default=Path('outputs'),
                         help='folder for results (default: outputs)')
     parser.add_argument('--recursive', action='store_true',
                         help='look into subfolders')
-    parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='draw boxes from this score on (default: 0.3)')
-    parser.add_argument('--no-pictures', action='store_true',
-                        help='write predictions.json only')
+    parser.add_argument('--batch-size', type=int, default=1,
+                        help='images at a time, at most; results do not '
+                        'depend on it (default: 1)')
+    parser.add_argument('--pred-score-thr', type=float, default=0.3,
+                        help='draw boxes from this score on; the files hold '
+                        'all (default: 0.3)')
+    parser.add_argument('--compare', action='store_true',
+                        help='draw the boxes before the refinement as well, '
+                        'dashed')
+    parser.add_argument('--no-save-vis', action='store_true',
+                        help='write no pictures')
+    parser.add_argument('--no-save-pred', action='store_true',
+                        help='write no predictions; the next run cannot '
+                        'continue then')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='drop what an earlier run left in OUT_DIR')
     parser.add_argument('--device',
                         help='e.g. cuda:0 or cpu (default: a GPU if any)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction,
         help='override config entries, e.g. '
         'model.roi_head.refinement.ascent=False')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
+    return args
 
 
 def main() -> int:
     args = parse_args()
     try:
-        paths = list_images(args.inputs, args.recursive)
-        model = build_model(args.config, args.checkpoint, args.device,
-                            args.cfg_options)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
-    report = infer_folder(model, paths, args.out_dir, args.score_thr,
-                          draw=not args.no_pictures)
-    done = len(report.results['images'])
-    print(f'{done} of {len(paths)} images done, results in {args.out_dir}')
-    for path, reason in report.skipped.items():
-        print(f'skipped {path}: {reason}')
-    return 0 if done else 1
+        with exit_with_message():
+            inferencer = EnergyDetInferencer(args.config, args.checkpoint,
+                                             args.device, args.cfg_options)
+            for _ in inferencer.stream(
+                    args.inputs, batch_size=args.batch_size,
+                    no_save_vis=args.no_save_vis,
+                    pred_score_thr=args.pred_score_thr,
+                    no_save_pred=args.no_save_pred, out_dir=args.out_dir,
+                    recursive=args.recursive, compare=args.compare,
+                    overwrite=args.overwrite):
+                pass
+    except KeyboardInterrupt:
+        print('interrupted; the same command continues', file=sys.stderr)
+        return 130
+    summary = inferencer.summary
+    (args.out_dir / 'summary.json').write_text(
+        json.dumps(dataclasses.asdict(summary), indent=1))
+    print(f'{summary}\nresults in {args.out_dir}')
+    return 3 if summary.skipped else 0
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdet_ebm.apis import require_energy_weights
+from mmdet_ebm.apis import checks
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,10 +75,6 @@ def build_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     cfg.load_from = args.checkpoint
-    try:
-        require_energy_weights(cfg, args.checkpoint)
-    except ValueError as error:
-        raise SystemExit(f'error: {error}') from error
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
@@ -107,13 +103,26 @@ def add_flip_tta(cfg: Config) -> None:
     cfg.model = dict(tta_model, module=cfg.model)
 
 
+def build_runner(cfg: Config) -> Runner:
+    """The runner, if what it needs is there and fits together."""
+    with checks.exit_with_message():
+        checks.require_registered(cfg)
+        checks.require_files(cfg, ['test'])
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
+              Runner.from_cfg(cfg))
+    with checks.exit_with_message():
+        checks.require_levels(runner.model)
+        checks.require_weights(runner.model, cfg.load_from)
+    dataset = runner.test_loop.dataloader.dataset
+    with checks.exit_with_message():
+        checks.require_dataset(runner.model, dataset,
+                               'test_dataloader.dataset')
+    return runner
+
+
 def main() -> None:
     args = parse_args()
-    cfg = build_config(args)
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
+    runner = build_runner(build_config(args))
     if args.out is not None:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out))

@@ -8,7 +8,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-import mmdet_ebm  # noqa: F401  checks versions, keeps checkpoints loadable
+import mmdet_ebm  # checks versions, keeps checkpoints loadable
+from mmdet_ebm.apis import checks
 
 
 def parse_args() -> argparse.Namespace:
@@ -93,13 +94,28 @@ def build_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def build_runner(cfg: Config) -> Runner:
+    """The runner, if what it needs is there and fits together."""
+    with checks.exit_with_message():
+        checks.require_registered(cfg)
+        checks.require_files(
+            cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
+              Runner.from_cfg(cfg))
+    with checks.exit_with_message():
+        checks.require_levels(runner.model)
+        if cfg.get('load_from') and checks.is_frozen(runner.model):
+            checks.require_weights(runner.model, cfg.load_from,
+                                   detector_only=True)
+    dataset = runner.train_loop.dataloader.dataset
+    with checks.exit_with_message():
+        checks.require_dataset(runner.model, dataset,
+                               'train_dataloader.dataset')
+    return runner
+
+
 def main() -> None:
-    cfg = build_config(parse_args())
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
-    runner.train()
+    build_runner(build_config(parse_args())).train()
 
 
 if __name__ == '__main__':

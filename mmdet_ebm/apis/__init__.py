@@ -1,9 +1,12 @@
-"""Inference on images and folders."""
+"""Inference on images, folders and videos."""
 
-from .inference import (InferenceReport, build_model, infer_folder,
-                        list_images, predict_images, require_energy_weights)
+from .inferencer import EnergyDetInferencer
+from .inputs import expand_inputs, read_image
+from .model import build_model
+from .results import ImageResult, Summary, to_instances, to_prediction
 
 __all__ = [
-    'InferenceReport', 'build_model', 'infer_folder', 'list_images',
-    'predict_images', 'require_energy_weights'
+    'EnergyDetInferencer', 'ImageResult', 'Summary', 'build_model',
+    'expand_inputs', 'read_image', 'to_instances',
+    'to_prediction'
 ]

@@ -1,0 +1,278 @@
+"""What a run takes: images, arrays, folders, patterns and videos, by name."""
+
+import glob
+import hashlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Sequence, Union
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp',
+                  '.ppm', '.pgm')
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg',
+                  '.mpeg', '.wmv')
+# An image of more pixels is named and skipped: it would take over 400 MB
+# decoded, and several times that on its way through a pipeline.
+MAX_PIXELS = 2**27
+
+InputType = Union[str, Path, np.ndarray]
+InputsType = Union[InputType, Sequence[InputType]]
+
+
+class UnreadableInput(ValueError):
+    """An image or video that gives no (whole) result; says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video.
+
+    Attributes:
+        name: What its results are called: the path below the folder that all
+            inputs have in common, suffix included, so that no two meet.
+        content: Path, or the image itself.
+    """
+    name: str
+    content: Union[Path, np.ndarray]
+
+    @property
+    def path(self) -> Optional[str]:
+        return None if isinstance(self.content,
+                                  np.ndarray) else str(self.content)
+
+    @property
+    def is_video(self) -> bool:
+        return (isinstance(self.content, Path)
+                and self.content.suffix.lower() in VIDEO_SUFFIXES)
+
+    def signature(self) -> str:
+        """What changes when the content does."""
+        if isinstance(self.content, np.ndarray):
+            array = np.ascontiguousarray(self.content)
+            digest = hashlib.sha1(array.tobytes()).hexdigest()
+            return f'{array.dtype} {array.shape} {digest}'
+        try:
+            status = self.content.stat()
+        except OSError:
+            return 'unreadable'
+        return f'{status.st_size} {status.st_mtime_ns}'
+
+
+def expand_inputs(inputs: InputsType,
+                  recursive: bool = False,
+                  first_array: int = 0) -> list[Source]:
+    """The images and videos that inputs stand for, each with a name.
+
+    A folder stands for the images and videos in it, in the order of their
+    names; a pattern such as ``data/*/x.jpg`` for what it matches (``**`` for
+    any folders); a file that is named itself is taken whatever its suffix.
+    What is named twice is taken once.
+
+    Args:
+        inputs: One of, or a list of: path of an image, video or folder,
+            pattern, image array (see :func:`read_image`).
+        recursive: Look into subfolders of folders.
+        first_array: Number of the first array, by which arrays are named.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or a folder or pattern
+            yields nothing.
+        TypeError: If an input is something else.
+    """
+    if isinstance(inputs, (str, Path, np.ndarray)):
+        inputs = [inputs]
+    contents, roots = [], []
+    for entry in inputs:
+        if isinstance(entry, np.ndarray):
+            contents.append(entry)
+        elif isinstance(entry, (str, Path)):
+            root, found = _files(entry, recursive)
+            roots.append(root)
+            contents += found
+        else:
+            raise TypeError('inputs must be paths, patterns or image arrays '
+                            f'(H, W, 3), got {type(entry).__name__}')
+    common = os.path.commonpath(roots) if roots else ''
+    sources, seen = [], set()
+    for content in contents:
+        if isinstance(content, np.ndarray):
+            name = f'{first_array:08d}'
+            first_array += 1
+        else:
+            name = Path(os.path.relpath(content, common)).as_posix()
+            if name in seen:
+                continue
+            seen.add(name)
+        sources.append(Source(name, content))
+    return sources
+
+
+def _files(entry: Union[str, Path],
+           recursive: bool) -> tuple[Path, list[Path]]:
+    """The folder that names are counted from, and the files below it."""
+    path = Path(os.path.abspath(entry))
+    if path.is_dir():
+        # Dangling links are kept, to be reported by name.
+        found = sorted(
+            file for file in path.glob('**/*' if recursive else '*')
+            if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+            and not file.is_dir())
+        if not found:
+            raise FileNotFoundError(
+                f'no image or video in the folder {entry} (looked for '
+                f'{", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}'
+                f'{"" if recursive else "; not in its subfolders"})')
+        return path, found
+    if path.exists() or path.is_symlink():
+        return path.parent, [path]
+    if glob.has_magic(str(entry)):
+        found = [Path(file) for file in sorted(
+            glob.glob(str(path), recursive=True)) if not os.path.isdir(file)]
+        if not found:
+            raise FileNotFoundError(f'no file matches {entry}')
+        fixed = path.parent
+        while glob.has_magic(str(fixed)):
+            fixed = fixed.parent
+        return fixed, found
+    raise FileNotFoundError(f'no file or folder {entry}')
+
+
+def read_image(content: Union[Path, np.ndarray]) -> np.ndarray:
+    """An image as mmdet's loaders give it: (H, W, 3) uint8, BGR.
+
+    Files are decoded by OpenCV, as in training: turned as their EXIF says,
+    grey repeated to three channels, alpha dropped, of 16 bits the upper 8
+    kept. Arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16
+    are brought to that form likewise.
+
+    Raises:
+        UnreadableInput: If it cannot be had whole.
+    """
+    if isinstance(content, np.ndarray):
+        return _three_channels(content)
+    try:
+        data = content.read_bytes()
+    except OSError as error:
+        raise UnreadableInput(f'cannot be opened: {error.strerror}') from error
+    if not data:
+        raise UnreadableInput('the file is empty')
+    complaint = _complaint(data)
+    if complaint:
+        raise UnreadableInput(complaint)
+    try:
+        with _quiet_opencv():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8),
+                                 cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise UnreadableInput(f'OpenCV cannot decode it: {error}') from error
+    if image is None:
+        raise UnreadableInput('not an image that OpenCV can decode')
+    return image
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) of a video, uint8, BGR.
+
+    Raises:
+        UnreadableInput: If it cannot be opened; after the last frame that can
+            be read, if the video should have more. Containers only estimate
+            how many there are, so a tenth may be missing.
+    """
+    capture, promised = _open_video(path)
+    count = 0
+    try:
+        while True:
+            read, frame = capture.read()
+            if not read:
+                break
+            count += 1
+            yield frame
+    finally:
+        capture.release()
+    if count < 0.9 * promised or count == 0:
+        raise UnreadableInput(
+            f'{count} of {promised} frames could be read; the video is '
+            'truncated or damaged')
+
+
+def frame_rate(path: Path) -> float:
+    """Frames per second of a video; 25 where it does not say."""
+    rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+    return rate if rate and 0 < rate < 1000 else 25.0
+
+
+def count_frames(source: Source) -> int:
+    """Images in a source: 1, or about the frames of a video (1 if none)."""
+    if not source.is_video:
+        return 1
+    try:
+        return max(1, _open_video(source.content)[1])
+    except UnreadableInput:
+        return 1
+
+
+def _open_video(path: Path) -> tuple[cv2.VideoCapture, int]:
+    with _quiet_opencv():
+        capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise UnreadableInput(
+            'not a video that OpenCV can open' if path.exists() else
+            'cannot be opened: no such file')
+    return capture, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+
+
+def _three_channels(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 2:
+        array = array[..., None]
+    if (array.dtype != np.uint8 or array.ndim != 3
+            or array.shape[2] not in (1, 3, 4) or 0 in array.shape):
+        raise UnreadableInput(
+            'an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of '
+            f'uint8 or uint16 and not empty; got {array.shape} of '
+            f'{array.dtype}')
+    if array.shape[2] == 1:
+        array = array.repeat(3, axis=2)
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _complaint(data: bytes) -> Optional[str]:
+    """Why image data should not be decoded.
+
+    OpenCV 4 fills what is missing of a truncated JPEG with grey and says
+    nothing. Pillow complains, at a fraction of the cost of decoding.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                image.draft(None, (1, 1))
+                image.load()
+        except Image.DecompressionBombError:
+            return (f'it has over {MAX_PIXELS} pixels, too many to decode; '
+                    'cut it into tiles')
+        except Exception as error:  # noqa: BLE001  Pillow raises all kinds
+            # What Pillow merely does not know, OpenCV may.
+            if 'truncated' in str(error):
+                return str(error)
+    return None
+
+
+class _quiet_opencv:
+    """Keeps OpenCV from writing what is reported by name anyway."""
+
+    def __enter__(self) -> None:
+        self.level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+    def __exit__(self, *exception) -> None:
+        cv2.utils.logging.setLogLevel(self.level)

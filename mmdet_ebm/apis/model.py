@@ -1,0 +1,60 @@
+"""A detector with its weights, refused where results would be nonsense."""
+
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+from mmdet.apis import init_detector
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from torch import nn
+
+from .checks import (dataset_meta, load_checkpoint_file, require_classes,
+                     require_levels, require_registered, require_weights)
+
+
+def build_model(config: Union[str, Path, Config, None],
+                checkpoint: Union[str, Path],
+                device: Optional[str] = None,
+                cfg_options: Optional[dict] = None) -> nn.Module:
+    """A detector in eval mode with its weights, on a device.
+
+    Args:
+        config: Config file or config; None takes the one in the checkpoint.
+        checkpoint: Weights; those of the energy model must be among them.
+        device: For example 'cuda:0'; the first GPU, or the CPU without one.
+        cfg_options: Changes to the config.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If config and checkpoint do not go together, for example
+            if the config has an energy model and the checkpoint has no weights
+            for it: refining with random energies would harm boxes.
+    """
+    loaded = load_checkpoint_file(checkpoint)
+    if config is None:
+        if 'cfg' not in loaded.get('meta', {}):
+            raise ValueError(f'{checkpoint} does not hold its config; name '
+                             'the config file')
+        config = Config.fromstring(loaded['meta']['cfg'], '.py')
+    elif isinstance(config, (str, Path)):
+        config = Config.fromfile(config)
+    if cfg_options:
+        config.merge_from_dict(cfg_options)
+    require_registered(config)
+    if device is None:
+        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    model = init_detector(config, str(checkpoint), device=device,
+                          cfg_options={})
+    require_weights(model, checkpoint)
+    require_levels(model)
+    if 'classes' in dataset_meta(loaded):
+        where = str(checkpoint)
+    else:
+        dataset = dict(config.test_dataloader.dataset, lazy_init=True)
+        model.dataset_meta = dict(
+            model.dataset_meta,
+            classes=DATASETS.build(dataset).metainfo['classes'])
+        where = 'test_dataloader.dataset'
+    require_classes(model, model.dataset_meta['classes'], where)
+    return model

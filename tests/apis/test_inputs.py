@@ -1,0 +1,144 @@
+"""Which images a run takes, what they are called, what is read of them."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdet_ebm.apis.inputs import (UnreadableInput, expand_inputs, read_frames,
+                                   read_image)
+
+from .conftest import picture, write
+
+
+def names(*args, **kwargs):
+    return [source.name for source in expand_inputs(*args, **kwargs)]
+
+
+def test_folder_stands_for_its_images_and_videos(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    for name in ('b.png', 'a.JPG', 'clip.mp4', 'notes.txt', 'sub/c.png'):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ['a.JPG', 'b.png', 'clip.mp4']
+    assert names(tmp_path, recursive=True) == [
+        'a.JPG', 'b.png', 'clip.mp4', 'sub/c.png']
+    # Named itself, a file is taken whatever it is called, and once.
+    assert names([tmp_path / 'notes.txt', tmp_path / 'sub',
+                  str(tmp_path / 'notes.txt')]) == ['notes.txt', 'sub/c.png']
+
+
+def test_names_mirror_the_tree_below_what_inputs_share(tmp_path):
+    for name in ('a/x.jpg', 'b/x.jpg', 'b/x.png', 'b/deep/x.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names([tmp_path / 'a', tmp_path / 'b']) == [
+        'a/x.jpg', 'b/x.jpg', 'b/x.png']
+    assert names(f'{tmp_path}/*/x.jpg') == ['a/x.jpg', 'b/x.jpg']
+    assert names(f'{tmp_path}/b/**/*.jpg') == ['deep/x.jpg', 'x.jpg']
+    assert names(tmp_path / 'a' / 'x.jpg') == ['x.jpg']
+
+
+def test_arrays_are_numbered():
+    image = picture()
+    assert names(image) == ['00000000']
+    assert names([image, image], first_array=7) == ['00000007', '00000008']
+
+
+def test_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+    (tmp_path / 'x[1].png').touch()
+    assert names(tmp_path / 'x[1].png') == ['x[1].png']
+
+
+@pytest.mark.parametrize('missing', ['empty', 'nowhere', '*.jpg'])
+def test_what_does_not_exist_is_named(tmp_path, missing):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        expand_inputs(str(tmp_path / missing))
+    assert missing in str(caught.value)
+
+
+def test_other_inputs_are_refused():
+    with pytest.raises(TypeError, match='got int'):
+        expand_inputs([3])
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_grey_alpha_and_16_bit_become_colour(tmp_path, suffix):
+    image = picture()
+    alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
+    deep = image.astype(np.uint16) * 257
+    for odd, expected in ((alpha, image), (deep, image),
+                          (image[..., 0], image[..., :1].repeat(3, 2))):
+        path = write(tmp_path / f'odd{suffix}', odd)
+        assert np.array_equal(read_image(path), expected)
+        assert np.array_equal(read_image(odd), expected)
+
+
+def test_photograph_is_turned_as_its_exif_says(tmp_path):
+    """Orientation 6: what is on the left in the file belongs on top."""
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / 'turned.jpg', exif=exif)
+    turned = read_image(tmp_path / 'turned.jpg')
+    assert turned.shape == (80, 40, 3)
+    assert turned[:15].mean() > 240 and turned[30:].mean() < 10
+
+
+def damaged(folder):
+    """Files that give no image, and what must be said of them."""
+    folder.mkdir()
+    whole = {suffix: cv2.imencode(suffix, picture(96, 128))[1].tobytes()
+             for suffix in ('.jpg', '.png')}
+    for suffix, data in whole.items():
+        (folder / f'cut{suffix}').write_bytes(data[:len(data) // 2])
+        yield folder / f'cut{suffix}', 'truncated'
+    (folder / 'empty.jpg').touch()
+    yield folder / 'empty.jpg', 'the file is empty'
+    (folder / 'text.png').write_text('not an image')
+    yield folder / 'text.png', 'OpenCV'
+    (folder / 'dangling.png').symlink_to(folder / 'gone.png')
+    yield folder / 'dangling.png', 'cannot be opened'
+    # Only its header says so.
+    (folder / 'huge.ppm').write_bytes(b'P6 20000 20000 255\n')
+    yield folder / 'huge.ppm', 'too many'
+
+
+def test_damaged_files_say_what_is_wrong(tmp_path):
+    for path, complaint in damaged(tmp_path / 'damaged'):
+        with pytest.raises(UnreadableInput, match=complaint):
+            read_image(path)
+
+
+@pytest.mark.parametrize('array', [
+    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8),
+    np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
+def test_arrays_that_are_no_images_are_refused(array):
+    with pytest.raises(UnreadableInput, match='an array must be'):
+        read_image(array)
+
+
+def write_video(path, num_frames, codec='mp4v', size=(64, 48)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10,
+                             size)
+    assert writer.isOpened()
+    for seed in range(num_frames):
+        writer.write(picture(size[1], size[0], seed))
+    writer.release()
+    return path
+
+
+def test_frames_of_a_video(tmp_path):
+    frames = list(read_frames(write_video(tmp_path / 'clip.mp4', 5)))
+    assert len(frames) == 5 and frames[0].shape == (48, 64, 3)
+
+
+def test_cut_video_gives_what_it_has_and_says_so(tmp_path):
+    data = write_video(tmp_path / 'clip.avi', 20, 'MJPG').read_bytes()
+    # The index at the end goes, the frame count at the start stays.
+    (tmp_path / 'cut.avi').write_bytes(data[:len(data) * 6 // 10])
+    (tmp_path / 'text.mp4').write_text('not a video')
+    for name in ('cut.avi', 'text.mp4'):
+        with pytest.raises(UnreadableInput):
+            list(read_frames(tmp_path / name))
