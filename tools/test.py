@@ -58,15 +58,14 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-        parser.error(f'no checkpoint at {args.checkpoint}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's changes applied."""
-    cfg = Config.fromfile(args.config)
+    with checks.exit_with_message():
+        cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -113,10 +112,7 @@ def build_runner(cfg: Config) -> Runner:
     with checks.exit_with_message():
         checks.require_levels(runner.model)
         checks.require_weights(runner.model, cfg.load_from)
-    dataset = runner.test_loop.dataloader.dataset
-    with checks.exit_with_message():
-        checks.require_dataset(runner.model, dataset,
-                               'test_dataloader.dataset')
+        checks.require_classes_of_data(runner, 'test')
     return runner
 
 

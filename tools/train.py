@@ -57,7 +57,8 @@ def parse_args() -> argparse.Namespace:
 
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's changes applied."""
-    cfg = Config.fromfile(args.config)
+    with checks.exit_with_message():
+        cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -107,10 +108,7 @@ def build_runner(cfg: Config) -> Runner:
         if cfg.get('load_from') and checks.is_frozen(runner.model):
             checks.require_weights(runner.model, cfg.load_from,
                                    detector_only=True)
-    dataset = runner.train_loop.dataloader.dataset
-    with checks.exit_with_message():
-        checks.require_dataset(runner.model, dataset,
-                               'train_dataloader.dataset')
+        checks.require_classes_of_data(runner, 'train')
     return runner
 
 

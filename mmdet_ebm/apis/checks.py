@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Union
 
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
@@ -180,23 +181,47 @@ def require_classes(model: nn.Module, classes: Iterable[str],
             'classes')
 
 
-def require_dataset(model: nn.Module, dataset, where: str) -> None:
-    """The classes of a built data set, against model and annotations."""
-    for inner in _datasets(dataset):
-        classes = inner.metainfo.get('classes')
-        if not classes:
+def require_classes_of_data(runner: Runner, split: str) -> None:
+    """A data set's classes must be the model's, and in its annotations.
+
+    mmdet leaves objects of other classes out without a word. The runner's
+    loop is built here, as it would be a little later.
+
+    Args:
+        runner: With a model and the loop of ``split``.
+        split: 'train', 'val' or 'test'.
+    """
+    configs = dict(_dataset_configs(
+        runner.cfg[f'{split}_dataloader'].get('dataset'),
+        f'{split}_dataloader.dataset'))
+    for where, config in configs.items():
+        metainfo = DATASETS.build(dict(config, lazy_init=True)).metainfo
+        if 'classes' in metainfo:
+            require_classes(runner.model, metainfo['classes'], where)
+    try:
+        loop = getattr(runner, f'{split}_loop')
+    except ValueError:  # of an empty data set, for one thing
+        _require_categories(configs)
+        raise
+    if any(len(inner.cat_ids) != len(inner.metainfo['classes'])
+           for inner in _datasets(loop.dataloader.dataset)
+           if getattr(inner, 'cat_ids', None) is not None):
+        _require_categories(configs)
+
+
+def _require_categories(dataset_configs: dict[str, dict]) -> None:
+    for where, config in dataset_configs.items():
+        dataset = DATASETS.build(dict(config, lazy_init=True))
+        if not str(dataset.ann_file).endswith('.json'):
             continue
-        require_classes(model, classes, where)
-        cat_ids = getattr(inner, 'cat_ids', None)
-        if cat_ids is not None and len(cat_ids) != len(classes):
-            found = json.loads(Path(inner.ann_file).read_text())['categories']
+        annotations = json.loads(Path(dataset.ann_file).read_text())
+        found = [c['name'] for c in annotations.get('categories', [])]
+        lacking = [c for c in dataset.metainfo['classes'] if c not in found]
+        if lacking:
             raise ValueError(
-                f'{where} looks for {len(classes)} classes '
-                f'({_listed(classes)}), and {inner.ann_file} has '
-                f'{len(cat_ids)} of them; it has '
-                f'{_listed(c["name"] for c in found)}. Objects of other names '
-                'would be left out: set metainfo = dict(classes=(...)) of the '
-                'dataset to those names')
+                f'{where} looks for classes that {dataset.ann_file} does not '
+                f'have: {_listed(lacking)}. It has {_listed(found)}; set '
+                'metainfo = dict(classes=(...)) of the dataset to those names')
 
 
 def require_files(config: Config, splits: Iterable[str]) -> None:

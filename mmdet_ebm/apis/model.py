@@ -46,8 +46,8 @@ def build_model(config: Union[str, Path, Config, None],
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     model = init_detector(config, str(checkpoint), device=device,
                           cfg_options={})
-    require_weights(model, checkpoint)
     require_levels(model)
+    require_weights(model, checkpoint)
     if 'classes' in dataset_meta(loaded):
         where = str(checkpoint)
     else:

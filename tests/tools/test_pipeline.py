@@ -6,8 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -240,35 +238,34 @@ def test_amp_on_a_cpu_is_refused(trained, monkeypatch, tmp_path):
                  '--work-dir', tmp_path)
 
 
-def test_inference_skips_what_it_cannot_read(trained, monkeypatch, tmp_path,
-                                             digits, capsys):
+def test_inference_tells_what_it_did_by_its_exit_status(
+        trained, monkeypatch, tmp_path, digits, capsys):
     folder = tmp_path / 'images'
     folder.mkdir()
     for index, path in enumerate(
             sorted((digits / 'images').glob('test_*.png'))[:3]):
         (folder / f'{index}.png').write_bytes(path.read_bytes())
+
+    def infer(*arguments):
+        with pytest.raises(SystemExit) as done:
+            run_tool(monkeypatch, 'infer', trained['energy'],
+                     trained['checkpoint'], *arguments, '--out-dir',
+                     tmp_path / 'out', '--cfg-options',
+                     'model.test_cfg.rcnn.score_thr=0.01')
+        return done.value.code
+
+    assert infer(folder, '--batch-size', 2, '--compare') == 0
     (folder / 'broken.jpg').write_bytes(b'not an image')
-    cv2.imwrite(str(folder / 'grey.png'), np.full((50, 70), 128, np.uint8))
-    with pytest.raises(SystemExit) as done:
-        run_tool(monkeypatch, 'infer', trained['energy'],
-                 trained['checkpoint'], folder, '--out-dir', tmp_path / 'out',
-                 '--score-thr', '0.0', '--cfg-options',
-                 'model.test_cfg.rcnn.score_thr=0.01')
-    assert done.value.code == 0
-    assert 'broken.jpg' in capsys.readouterr().out
-    coco = COCO(str(tmp_path / 'out/predictions.json'))
-    assert len(coco.imgs) == 4 and len(coco.anns) > 0
-    ann = next(iter(coco.anns.values()))
-    assert {'score', 'logdensity', 'initial_bbox'} <= set(ann)
-    assert len(list((tmp_path / 'out/pictures').glob('*.png'))) == 4
-
-
-def test_inference_with_a_plain_checkpoint_is_refused(trained, monkeypatch,
-                                                      tmp_path, digits):
-    with pytest.raises(SystemExit, match='no weights of an energy model'):
-        run_tool(monkeypatch, 'infer', trained['energy'],
-                 trained['plain_checkpoint'], digits / 'images', '--out-dir',
-                 tmp_path)
+    assert infer(folder, '--compare') == 3
+    output = capsys.readouterr().out
+    assert '3 done (3 by an earlier run), 1 skipped' in output
+    assert 'broken.jpg' in output
+    summary = json.loads((tmp_path / 'out/summary.json').read_text())
+    assert (summary['done'], list(summary['skipped'])) == (3, ['broken.jpg'])
+    assert len(list((tmp_path / 'out/vis').glob('*.png.jpg'))) == 3
+    assert len(COCO(str(tmp_path / 'out/predictions.json')).imgs) == 3
+    assert 'nowhere' in infer(tmp_path / 'nowhere')  # a message: status 1
+    assert infer(folder, '--batch-size', 0) == 2
 
 
 def test_evaluation_with_a_plain_checkpoint_needs_the_stages_off(
