@@ -275,6 +275,24 @@ def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
     return grads
 
 
+def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,
+                    weights: Tensor) -> None:
+    """Add ``weights[b, n] * values[b]`` to row ``index[b, n]`` of the table.
+
+    The taps are sorted by row, so that each row is a bag of values: gathering
+    is far faster than adding to scattered rows. Needs to know how many rows
+    there are, which is free on a CPU.
+    """
+    bag = index.shape[1]
+    rows, order = index.flatten().sort(stable=True)  # radix sort
+    rows, counts = rows.unique_consecutive(return_counts=True)
+    sums = F.embedding_bag(
+        order.div(bag, rounding_mode='floor'), values,
+        counts.cumsum(0) - counts, mode='sum',
+        per_sample_weights=weights.flatten()[order])
+    table.index_add_(0, rows, sums)
+
+
 class GridSum(Function):
     """``(table (L, C), y (K, Ey), x (K, Ex)) -> (K, P, Q, C)`` under rules."""
 
@@ -320,12 +338,15 @@ class GridScatter(Function):
         for grids, taps in _chunks(y, x, layout, rules):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
-            # One tap of every bag at a time bounds the memory by the output's.
             flat = values[grids].reshape(-1, channels)
+            weights = weights.to(values.dtype)
+            if table.device.type == 'cpu':
+                _scatter_sorted(table, flat, index, weights)
+                continue
+            # One tap of every bag at a time bounds the memory by the output's.
             for tap in range(index.shape[1]):
-                table.index_add_(
-                    0, index[:, tap],
-                    flat * weights[:, tap, None].to(values.dtype))
+                table.index_add_(0, index[:, tap],
+                                 flat * weights[:, tap, None])
         return table
 
     @staticmethod

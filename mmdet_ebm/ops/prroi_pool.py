@@ -16,8 +16,10 @@ Detection", ECCV 2018, arXiv 1807.11590, section 3.3.
 
 from typing import Optional, Sequence, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
 
@@ -64,29 +66,24 @@ class FeatureSurface:
         rule = PREFIX_INTEGRAL if method == 'prefix' else MEAN
         self._rules = (rule, rule)
 
-        blocks, bases = [], []
-        num_rows = 0
-        for feature, scale in zip(features, spatial_scales):
-            cells = feature.permute(0, 2, 3, 1).to(self.dtype)
-            if image_sizes is not None:
-                cells = cells * _inside_images(cells, scale, image_sizes)
-            if method == 'prefix':
-                cells = nn.functional.pad(cells.double(), (0, 0, 1, 0, 1, 0))
-                cells = cells.cumsum(1).cumsum(2)
-            bases.append(num_rows)
-            num_rows += cells.shape[0] * cells.shape[1] * cells.shape[2]
-            blocks.append(cells.reshape(-1, self.channels))
-        self._table = torch.cat(blocks)
+        maps = [_cut_to_images(feature, scale, image_sizes)
+                for feature, scale in zip(features, spatial_scales)]
+        if method == 'prefix':
+            maps = [nn.functional.pad(m.to(torch.float64), (1, 0, 1, 0)
+                                      ).cumsum(2).cumsum(3) for m in maps]
+        self._table = _CellTable.apply(
+            torch.promote_types(maps[0].dtype, self.dtype), *maps)
         heights = [f.shape[2] for f in features]
         widths = [f.shape[3] for f in features]
-        extra = rule.extra
         # Filled, not copied from the host: a copy would wait for the device.
         as_ints = lambda values: torch.stack(  # noqa: E731
             [first.new_full((), v, dtype=torch.int64) for v in values])
         self._heights, self._widths = as_ints(heights), as_ints(widths)
-        self._bases = as_ints(bases)
-        self._image_rows = as_ints(
-            [(h + extra) * (w + extra) for h, w in zip(heights, widths)])
+        image_rows = [m.shape[2] * m.shape[3] for m in maps]
+        self._image_rows = as_ints(image_rows)
+        self._bases = as_ints(
+            [self.num_images * sum(image_rows[:i])
+             for i in range(self.num_levels)])
         self._scales = torch.stack([
             first.new_full((), s, dtype=self.dtype) for s in spatial_scales])
 
@@ -196,15 +193,62 @@ def _bin_edges(start: Tensor, stop: Tensor, num_bins: int) -> Tensor:
     return torch.lerp(start[:, None], stop[:, None], steps)
 
 
-def _inside_images(cells: Tensor, scale: float,
-                   image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """(N, H, W, 1) mask of the cells that cover a part of their image."""
-    _, height, width, _ = cells.shape
-    rows = torch.arange(height, device=cells.device)
-    cols = torch.arange(width, device=cells.device)
-    masks = [((rows < h * scale)[:, None] & (cols < w * scale)[None])
-             for h, w in image_sizes]
-    return torch.stack(masks)[..., None].to(cells.dtype)
+class _CellTable(Function):
+    """Maps (N, C, H_l, W_l) of all levels -> their cells (L, C) in one table.
+
+    Images and levels follow each other, cells row by row: channels-last
+    order, in one pass over memory.
+    """
+
+    @staticmethod
+    def forward(ctx, dtype, *maps):
+        ctx.shapes = [m.shape for m in maps]
+        ctx.dtypes = [m.dtype for m in maps]
+        channels = maps[0].shape[1]
+        sizes = [m.numel() // max(channels, 1) for m in maps]
+        table = _empty((sum(sizes), channels), dtype, maps[0].device)
+        for block, cells in zip(table.split(sizes), maps):
+            block.view(cells.shape[0], *cells.shape[2:], channels).copy_(
+                cells.permute(0, 2, 3, 1))
+        return table
+
+    @staticmethod
+    def backward(ctx, grad):
+        sizes = [shape.numel() // max(shape[1], 1) for shape in ctx.shapes]
+        return (None, *(
+            block.view(shape[0], *shape[2:], shape[1]).permute(
+                0, 3, 1, 2).to(dtype)
+            for block, shape, dtype in zip(grad.split(sizes), ctx.shapes,
+                                           ctx.dtypes)))
+
+
+def _empty(shape: tuple[int, int], dtype: torch.dtype,
+           device: torch.device) -> Tensor:
+    """Memory for the table.
+
+    On a CPU from numpy, which asks for large pages: filling ordinary pages
+    for the first time takes longer than the copy itself.
+    """
+    if device.type == 'cpu':
+        return torch.from_numpy(np.empty(
+            shape, np.float64 if dtype == torch.float64 else np.float32))
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _cut_to_images(feature: Tensor, scale: float,
+                   image_sizes: Optional[Sequence[tuple[int, int]]]) -> Tensor:
+    """The map with zeros in cells that cover no part of their image."""
+    height, width = feature.shape[2:]
+    if image_sizes is None or all(
+            h * scale > height - 1 and w * scale > width - 1
+            for h, w in image_sizes):
+        return feature
+    rows = torch.arange(height, device=feature.device)
+    cols = torch.arange(width, device=feature.device)
+    inside = torch.stack([
+        (rows < h * scale)[:, None] & (cols < w * scale)
+        for h, w in image_sizes])
+    return feature * inside[:, None].to(feature.dtype)
 
 
 def _check_features(features, spatial_scales, image_sizes, method) -> None:

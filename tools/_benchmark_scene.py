@@ -1,0 +1,141 @@
+"""What the benchmark measures on: feature maps, heads and injected boxes."""
+
+import logging
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from _experiment import ROOT
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmdet_ebm.models import Boxes
+
+COCO_CONFIG = 'configs/coco/faster-rcnn_r50_fpn_nce-plus_coco.py'
+R50_IMAGE = (800, 1333)
+# Logarithms of the sides of COCO's boxes, at the network's input scale, are
+# about normal with these moments.
+_LOG_SIDE = (4.3, 0.9)
+_LOG_ASPECT_STD = 0.35
+
+
+def coco_like_boxes(num_boxes: int, image_size: tuple[int, int],
+                    generator: torch.Generator,
+                    scale: float = 1.0) -> Tensor:
+    """Corners (K, 4) with COCO's spread of sizes and shapes, in an image."""
+    height, width = image_size
+    mean, std = _LOG_SIDE
+    side = scale * torch.exp(
+        mean + std * torch.randn(num_boxes, generator=generator))
+    aspect = torch.exp(
+        _LOG_ASPECT_STD * torch.randn(num_boxes, generator=generator))
+    size = torch.stack([side * aspect, side / aspect], 1).clamp(min=4)
+    size = size.minimum(torch.tensor([width, height]) * 0.9)
+    corner = torch.rand(num_boxes, 2, generator=generator) * (
+        torch.tensor([width, height]) - size)
+    return torch.cat([corner, corner + size], 1)
+
+
+def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
+                    generator: torch.Generator) -> InstanceData:
+    """Boxes and class scores as a box head gives them, before the NMS.
+
+    Candidates are jittered copies of objects, each of one class above the
+    score threshold; early objects have more of them.
+    """
+    share = 1 / torch.arange(1, len(objects) + 1).float().sqrt()
+    owner = share.multinomial(num_candidates, True, generator=generator)
+    owner[:len(objects)] = torch.arange(len(objects))  # at least one each
+    sizes = (objects[:, 2:] - objects[:, :2])[owner].repeat(1, 2)
+    bboxes = objects[owner] + sizes * 0.08 * torch.randn(
+        num_candidates, 4, generator=generator)
+    scores = torch.zeros(num_candidates, num_classes + 1)
+    scores[torch.arange(num_candidates), owner % num_classes] = (
+        0.06 + 0.9 * torch.rand(num_candidates, generator=generator))
+    return InstanceData(bboxes=bboxes, scores=scores)
+
+
+@dataclass
+class Scene:
+    """A batch as the refinement sees it.
+
+    Attributes:
+        model: The detector with its energy model, in eval mode.
+        features: Maps of each level.
+        image_sizes: Height and width of each image.
+        boxes: 100 detections, shared by the images.
+        raw: Candidates of each image before the NMS, 400 in all.
+    """
+    model: nn.Module
+    features: Sequence[Tensor]
+    image_sizes: Sequence[tuple[int, int]]
+    boxes: Boxes
+    raw: Sequence[InstanceData]
+
+    @property
+    def refiner(self) -> nn.Module:
+        return self.model.roi_head.refiner
+
+    def metas(self) -> list[dict]:
+        return [dict(img_shape=size, scale_factor=(1.0, 1.0))
+                for size in self.image_sizes]
+
+
+def build_scene(config: str, image_size: tuple[int, int], num_images: int,
+                device: torch.device, num_boxes: int = 100,
+                num_candidates: int = 400, box_scale: float = 1.0) -> Scene:
+    """Random weights and smooth random maps, the same at every call.
+
+    The last layer is scaled so that the published steps move boxes about as
+    far as trained heads do: some per cent of their size.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    cfg = Config.fromfile(ROOT / config)
+    cfg.model.backbone.init_cfg = None  # random weights do
+    logging.disable(logging.CRITICAL)
+    try:
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    finally:
+        logging.disable(logging.NOTSET)
+    refiner = model.roi_head.refiner
+    nn.init.normal_(refiner.head.fc_logdensity.weight, std=0.3)
+    extractor = refiner.roi_extractor
+    height, width = (-(-side // 32) * 32 for side in image_size)
+    features = []
+    for stride in extractor.featmap_strides:
+        coarse = torch.randn(num_images, extractor.out_channels,
+                             -(-height // (4 * stride)),
+                             -(-width // (4 * stride)), generator=generator)
+        features.append(F.interpolate(
+            coarse, (height // stride, width // stride), mode='bilinear',
+            align_corners=False).to(device))
+    classes = refiner.head.num_classes
+    corners, labels, raw = [], [], []
+    for i in range(num_images):
+        count = len(range(i, num_boxes, num_images))
+        objects = coco_like_boxes(count, image_size, generator, box_scale)
+        corners.append(objects.to(device))
+        labels.append((torch.arange(count) % classes).to(device))
+        raw.append(candidates_like(
+            objects, len(range(i, num_candidates, num_images)), classes,
+            generator).to(device))
+    return Scene(model.to(device).eval(), features,
+                 [tuple(image_size)] * num_images,
+                 Boxes.from_images(corners, labels), raw)
+
+
+def image_batch(image_size: tuple[int, int], device: torch.device) -> dict:
+    """Input of a detector's ``predict``: one image, padded to 32."""
+    height, width = (-(-side // 32) * 32 for side in image_size)
+    sample = DetDataSample(metainfo=dict(
+        img_shape=tuple(image_size), ori_shape=tuple(image_size),
+        pad_shape=(height, width), batch_input_shape=(height, width),
+        scale_factor=(1.0, 1.0), img_id=0))
+    return dict(batch_inputs=torch.randn(1, 3, height, width, device=device),
+                batch_data_samples=[sample])

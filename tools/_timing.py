@@ -1,0 +1,89 @@
+"""Ratios of things that run in turn, so that all meet the same machine."""
+
+import platform
+import statistics
+import time
+from typing import Any, Callable, Dict, List
+
+import torch
+from tqdm import tqdm
+
+
+def time_in_turn(contenders: Dict[str, Callable[[], Any]],
+                 rounds: int,
+                 warm_up: int = 1,
+                 description: str = '') -> Dict[str, List[float]]:
+    """Seconds of each contender in each round.
+
+    Args:
+        contenders: What to call, by name; each once a round, in order.
+        rounds: Rounds that count.
+        warm_up: Rounds before them.
+        description: Text of the progress bar.
+    """
+    seconds = {name: [] for name in contenders}
+    for number in tqdm(range(rounds + warm_up), desc=description):
+        for name, call in contenders.items():
+            _synchronise()
+            start = time.perf_counter()
+            call()
+            _synchronise()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(numerator: List[float], denominator: List[float]) -> Dict[str, Any]:
+    """Median and quartiles of the ratio, round by round."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    low, middle, high = (ratios * 3 if len(ratios) == 1 else
+                         statistics.quantiles(ratios, method='inclusive'))
+    return dict(ratio=middle, quartiles=[low, high])
+
+
+def milliseconds(seconds: List[float]) -> float:
+    """Median."""
+    return 1e3 * statistics.median(seconds)
+
+
+def peak_memory(call: Callable[[], Any],
+                device: torch.device = torch.device('cpu')) -> float:
+    """MiB that a call allocates beyond what was there, at its peak."""
+    if device.type == 'cuda':
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    allocated = peak = 0
+    events = (e for e in profile.profiler.kineto_results.events()
+              if e.name() == '[memory]')
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak / 2**20
+
+
+def environment(device: torch.device) -> Dict[str, Any]:
+    """What figures depend on besides the code."""
+    return dict(
+        torch=torch.__version__, python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        device=(torch.cuda.get_device_name(device)
+                if device.type == 'cuda' else _processor()))
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo') as lines:
+            names = {line.split(':')[1].strip() for line in lines
+                     if line.startswith('model name')}
+        return ', '.join(sorted(names))
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

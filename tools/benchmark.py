@@ -1,0 +1,346 @@
+"""Speed of pooling, refinement and training, as ratios measured in one run.
+
+  python tools/benchmark.py pooling      against mmcv's RoIAlign (and PrRoIPool)
+  python tools/benchmark.py refinement   against the published loop
+  python tools/benchmark.py detector     as a share of the detector's inference
+  python tools/benchmark.py training     against the published step and the
+                                         head's matrix products alone
+  python tools/benchmark.py growth       with boxes, samples and sizes
+  python tools/benchmark.py all
+
+Contenders run in turn, so that all meet the same machine; a figure is the
+median (and quartiles) of the ratio, round by round. Weights and feature maps
+are random; boxes are injected, of sizes and numbers like COCO's. On a CPU set
+OMP_NUM_THREADS to the number of free cores.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.nn.functional as F
+from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, Scene, build_scene,
+                              coco_like_boxes, image_batch)
+from _published import nce_step, refine_in_lists, sample_noise_of_object
+from _timing import (environment, milliseconds, peak_memory, ratio,
+                     time_in_turn)
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from torch import Tensor
+
+from mmdet_ebm.core import GaussianMixtureNoise
+from mmdet_ebm.models import Boxes, Refinement
+
+SIGMAS, BETA, NUM_SAMPLES = (0.075, 0.15, 0.3), 0.1, 127
+SMALL = {
+    'digits': ('configs/digits/faster-rcnn_r18-half_nce-plus_digits.py',
+               (160, 160), 0.4),
+    'BCCD': ('configs/bccd/faster-rcnn_r18-half_nce-plus_bccd.py',
+             (240, 320), 0.5),
+}
+
+
+class Report:
+    """Rows of one section: printed as they come, collected for the JSON."""
+
+    def __init__(self) -> None:
+        self.rows: List[Dict[str, Any]] = []
+
+    def compare(self, what: str, seconds: Dict[str, List[float]], ours: str,
+                other: str, **more: Any) -> None:
+        """Time of one contender relative to another's."""
+        row = dict(what=what, ours=ours, milliseconds=milliseconds(
+            seconds[ours]), other=other, other_milliseconds=milliseconds(
+                seconds[other]), **ratio(seconds[ours], seconds[other]),
+            **more)
+        low, high = row['quartiles']
+        extra = ''.join(f'  {key} {value:.4g}' for key, value in more.items())
+        print(f'{what}: {row["milliseconds"]:.1f} ms, {other} '
+              f'{row["other_milliseconds"]:.1f} ms: {row["ratio"]:.3f} '
+              f'({low:.3f} to {high:.3f}), 1 / {1 / row["ratio"]:.2f}{extra}',
+              flush=True)
+        self.rows.append(row)
+
+    def add(self, what: str, **values: float) -> None:
+        """Figures that are no ratio of times."""
+        print(f'{what}: ' + ', '.join(
+            f'{name} {value:.4g}' for name, value in values.items()),
+            flush=True)
+        self.rows.append(dict(what=what, **values))
+
+
+# ------------------------------------------------------------------- pooling
+
+
+def pooling(args: argparse.Namespace, report: Report) -> None:
+    """Over the levels of an FPN at 800x1333, the change of layout included."""
+    device = torch.device(args.device)
+    scene = build_scene(COCO_CONFIG, R50_IMAGE, 1, device)
+    extractor = scene.refiner.roi_extractor
+    for num_boxes in (1000, 4000):
+        corners = coco_like_boxes(num_boxes, R50_IMAGE,
+                                  torch.Generator().manual_seed(1)).to(device)
+        image = torch.zeros(num_boxes, dtype=torch.int64, device=device)
+        level = extractor.map_roi_levels(corners)
+        rois = torch.cat([image[:, None].float(), corners], 1)
+        others = {'RoIAlign': dict(type='RoIAlign', output_size=7,
+                                   sampling_ratio=2)}
+        if device.type == 'cuda':
+            others['PrRoIPool'] = dict(type='PrRoIPool', output_size=7)
+        layers = {name: SingleRoIExtractor(
+            layer, extractor.out_channels, extractor.featmap_strides)
+            for name, layer in others.items()}
+        grad = torch.randn(num_boxes, extractor.out_channels, 7, 7,
+                           device=device)
+
+        def ours(features: bool = False, boxes: bool = False) -> None:
+            maps = _leaves(scene.features, features)
+            roi, = _leaves([corners], boxes)
+            pooled = extractor.pool(
+                extractor.surface(maps, scene.image_sizes), roi, image, level)
+            if features or boxes:
+                pooled.backward(grad)
+
+        def theirs(layer: torch.nn.Module, backward: bool = False) -> None:
+            maps = _leaves(scene.features, backward)
+            pooled = layer(maps, rois)
+            if backward:
+                pooled.backward(grad)
+
+        calls = {
+            'forward': ours,
+            'forward, box gradients': lambda: ours(boxes=True),
+            'forward, all gradients': lambda: ours(True, True),
+        }
+        for name, layer in layers.items():
+            calls[name] = lambda layer=layer: theirs(layer)
+            calls[f'{name} and backward'] = (
+                lambda layer=layer: theirs(layer, True))
+        seconds = time_in_turn(calls, args.rounds, description='pooling')
+        memory = {name: peak_memory(call, device)
+                  for name, call in calls.items()}
+        for name in layers:
+            for call in ('forward', 'forward, box gradients',
+                         'forward, all gradients'):
+                other = name if call == 'forward' else f'{name} and backward'
+                report.compare(
+                    f'pooling {num_boxes} boxes, {call}', seconds, call,
+                    other, peak_mib=memory[call],
+                    other_peak_mib=memory[other])
+
+
+def _leaves(tensors: List[Tensor], requires_grad: bool) -> List[Tensor]:
+    return [t.detach().requires_grad_(requires_grad) for t in tensors]
+
+
+# ---------------------------------------------------------------- refinement
+
+
+def refinement(args: argparse.Namespace, report: Report) -> None:
+    """100 detections in 1, 2 and 8 images against the published loop."""
+    device = torch.device(args.device)
+    for num_images in (1, 2, 8):
+        scene = build_scene(COCO_CONFIG, R50_IMAGE, num_images, device)
+        refiner, boxes = scene.refiner, scene.boxes
+        refiner.requires_grad_(True)
+        surface = refiner.surface(_leaves(scene.features, True),
+                                  scene.image_sizes)
+        clean = refiner.surface(scene.features, scene.image_sizes)
+        published = dict(num_steps=10, step_length=(80e-5, 32e-4),
+                         step_decay=0.5)
+        start = [corners for corners, in boxes.split(boxes.corners)]
+
+        def loop() -> List[Tensor]:
+            refiner.zero_grad(set_to_none=False)
+            logdensity = refiner.corner_logdensity_fn(surface, boxes)
+            return refine_in_lists(
+                lambda b: logdensity(torch.cat(b)[:, None])[:, 0], start,
+                **published)
+
+        def ours(**settings: Any) -> Tensor:
+            for name, value in settings.items():
+                setattr(refiner, name, value)
+            return refiner.refine(clean, boxes, scene.image_sizes).corners
+
+        default = {name: getattr(refiner, name) for name in published}
+        difference = (torch.cat(loop()) - ours(**published)).abs().max()
+        moved = (ours(**published) - boxes.corners).abs().mean()
+        seconds = time_in_turn(
+            {'published loop': loop,
+             'published schedule': lambda: ours(**published),
+             'default': lambda: ours(**default)},
+            args.rounds, description='refinement')
+        for name in ('published schedule', 'default'):
+            more = {} if name == 'default' else dict(
+                max_difference_px=float(difference),
+                mean_shift_px=float(moved))
+            report.compare(f'100 detections in {num_images} images, {name}',
+                           seconds, name, 'published loop', **more)
+
+
+# ------------------------------------------------------------------ detector
+
+
+def detector(args: argparse.Namespace, report: Report) -> None:
+    """Energy NMS and ascent as a share of the detector's own inference."""
+    device = torch.device(args.device)
+    cases = {'R50-FPN 800x1333': (COCO_CONFIG, R50_IMAGE, 1.0), **SMALL}
+    for name, (config, image_size, scale) in cases.items():
+        scene = build_scene(config, image_size, 1, device, box_scale=scale)
+        head = scene.model.roi_head
+        batch = image_batch(image_size, device)
+
+        @torch.no_grad()
+        def plain() -> None:
+            head.refinement = Refinement(energy_nms=False, ascent=False)
+            scene.model.predict(**batch)
+
+        @torch.no_grad()
+        def stages(energy_nms: bool, ascent: bool) -> None:
+            head.refinement = Refinement(energy_nms, ascent)
+            raw = scene.raw if energy_nms else [_detections(scene)]
+            head.refine_raw(scene.features, raw, scene.metas(), head.test_cfg)
+
+        seconds = time_in_turn(
+            {'detector': plain, 'energy NMS': lambda: stages(True, False),
+             'ascent': lambda: stages(False, True),
+             'both': lambda: stages(True, True)},
+            args.rounds, description=name)
+        for stage in ('energy NMS', 'ascent', 'both'):
+            report.compare(f'{name}, {stage}', seconds, stage, 'detector')
+
+
+def _detections(scene: Scene):
+    from mmengine.structures import InstanceData
+    return InstanceData(
+        bboxes=scene.boxes.corners, labels=scene.boxes.labels,
+        scores=torch.ones_like(scene.boxes.corners[:, 0]))
+
+
+# ------------------------------------------------------------------ training
+
+
+def training(args: argparse.Namespace, report: Report) -> None:
+    """Noise and the whole step of 16 images x 7 objects x 128 candidates."""
+    device = torch.device(args.device)
+    noise = GaussianMixtureNoise(SIGMAS).to(device)
+    like = torch.empty(0, device=device)
+
+    def sample_all(num_objects: int) -> None:
+        offsets = noise.sample((num_objects, NUM_SAMPLES + 1, 4), like)
+        noise.logprob(offsets)
+
+    def sample_in_a_loop(num_objects: int) -> None:
+        for _ in range(num_objects):
+            sample_noise_of_object(SIGMAS, NUM_SAMPLES + 1)
+
+    seconds = time_in_turn(
+        {'all at once': lambda: sample_all(10000),
+         'object by object': lambda: sample_in_a_loop(10000)},
+        args.rounds, description='noise')
+    report.compare('noise of 10,000 objects x 128', seconds, 'all at once',
+                   'object by object')
+
+    scene = build_scene(COCO_CONFIG, (320, 512), 16, device, num_boxes=112)
+    refiner = scene.refiner.train()
+    boxes, labels = zip(*scene.boxes.split(scene.boxes.corners,
+                                           scene.boxes.labels))
+    optimizer = torch.optim.SGD(refiner.parameters(), lr=1e-9, momentum=0.9)
+
+    def step(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def ours(memory_saving: bool) -> None:
+        refiner.memory_saving = memory_saving
+        step(refiner.loss(scene.features, boxes, labels,
+                          scene.image_sizes)['loss_energy'])
+
+    def published() -> None:
+        surface = refiner.surface(scene.features, scene.image_sizes)
+        logdensity = refiner.corner_logdensity_fn(surface, scene.boxes)
+        step(nce_step(logdensity, boxes, SIGMAS, BETA, NUM_SAMPLES))
+
+    pooled = torch.randn(112 * 128, *refiner.head.in_shape, device=device)
+
+    def products() -> None:
+        """The head alone, on pooled features that are there already."""
+        label = scene.boxes.labels.repeat_interleave(128)
+        step(refiner.head(pooled, label).sum())
+
+    calls = {'default': lambda: ours(False),
+             'memory saving': lambda: ours(True), 'published': published,
+             'matrix products alone': products}
+    seconds = time_in_turn(calls, args.rounds, description='training step')
+    memory = {name: peak_memory(call, device) for name, call in calls.items()}
+    for name in ('default', 'memory saving'):
+        for other in ('published', 'matrix products alone'):
+            report.compare(f'training step, {name}', seconds, name, other)
+        report.add(f'training step, {name}, peak memory',
+                   mib=memory[name], published_mib=memory['published'],
+                   ratio=memory[name] / memory['published'])
+
+
+# -------------------------------------------------------------------- growth
+
+
+def growth(args: argparse.Namespace, report: Report) -> None:
+    """Time of an ascent, by what it grows with."""
+    device = torch.device(args.device)
+    cases = {
+        **{f'{n} boxes': dict(num_boxes=n) for n in (10, 100, 1000)},
+        **{f'{h}x{w} pixels': dict(image_size=(h, w))
+           for h, w in ((400, 667), R50_IMAGE, (1600, 2666))},
+        **{f'boxes {scale} times as large': dict(box_scale=scale)
+           for scale in (0.25, 1.0, 4.0)},
+    }
+    calls = {}
+    for name, changes in cases.items():
+        scene = build_scene(COCO_CONFIG, **{**dict(
+            image_size=R50_IMAGE, num_images=1, device=device), **changes})
+
+        def ascend(scene=scene) -> None:
+            surface = scene.refiner.surface(scene.features, scene.image_sizes)
+            scene.refiner.refine(surface, scene.boxes, scene.image_sizes)
+
+        calls[name] = ascend
+    seconds = time_in_turn(calls, args.rounds, description='growth')
+    for name in calls:
+        report.compare(f'ascent, {name}', seconds, name, '100 boxes')
+
+
+SECTIONS = dict(pooling=pooling, refinement=refinement, detector=detector,
+                training=training, growth=growth)
+
+
+def main() -> None:
+    args = parse_args()
+    info = environment(torch.device(args.device))
+    print(', '.join(f'{key} {value}' for key, value in info.items()),
+          flush=True)
+    report = Report()
+    for name, section in SECTIONS.items():
+        if args.what in (name, 'all'):
+            section(args, report)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(dict(info, rounds=args.rounds,
+                                            figures=report.rows), indent=1))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=[*SECTIONS, 'all'])
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
+                        else 'cpu')
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()
