@@ -1,6 +1,7 @@
 """The network from pooled features to a log-density."""
 
 import copy
+import math
 from typing import Optional, Union
 
 import torch
@@ -54,15 +55,14 @@ class EnergyHead(BaseModule):
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.in_shape = (in_channels, *bins)
-        width = in_channels * bins[0] * bins[1]
         layers = []
-        for _ in range(num_fcs):
-            layers.append(nn.Linear(width, fc_out_channels))
+        for i in range(num_fcs):
+            layers.append(nn.Linear(fc_out_channels, fc_out_channels) if i else
+                          PooledLinear(self.in_shape, fc_out_channels))
             layers.append(build_activation_layer(
                 dict(act_cfg or dict(type='ReLU'))))
-            width = fc_out_channels
         self.shared_fcs = nn.Sequential(*layers)
-        self.fc_logdensity = nn.Linear(width,
+        self.fc_logdensity = nn.Linear(fc_out_channels,
                                        1 if class_agnostic else num_classes)
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
@@ -83,15 +83,7 @@ class EnergyHead(BaseModule):
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
-        # Pooling yields channels-last memory. Reordering the first layer's
-        # weights costs less than copying the pooled features of every box.
-        first, *rest = self.shared_fcs
-        weight = first.weight.view(-1, *self.in_shape).permute(0, 2, 3, 1)
-        hidden = F.linear(pooled.permute(0, 2, 3, 1).flatten(1),
-                          weight.flatten(1), first.bias)
-        for layer in rest:
-            hidden = layer(hidden)
-        logdensities = self.fc_logdensity(hidden)
+        logdensities = self.fc_logdensity(self.shared_fcs(pooled))
         if self.class_agnostic:
             column = logdensities[:, 0]
         else:
@@ -106,6 +98,41 @@ class EnergyHead(BaseModule):
         """
         # layers alternate: linear, activation
         return all(_is_smooth(layer) for layer in self.shared_fcs[1::2])
+
+
+class PooledLinear(nn.Linear):
+    """Linear layer on pooled features, without a copy of either.
+
+    Pooling yields channels-last memory, and so lies the weight
+    (out_features, C, P, Q); both are flattened as they are.
+
+    Args:
+        in_shape: C, P, Q.
+        out_features: Width of the output.
+    """
+
+    def __init__(self, in_shape: tuple[int, int, int],
+                 out_features: int) -> None:
+        super().__init__(math.prod(in_shape), out_features)
+        self.weight = nn.Parameter(
+            self.weight.detach().view(out_features, *in_shape).contiguous(
+                memory_format=torch.channels_last))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, P, Q) -> (R, out_features)."""
+        return F.linear(_flat(pooled), _flat(self.weight), self.bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # An ordinary linear layer's weight, of features flattened as C, P, Q.
+        weight = state_dict.get(prefix + 'weight')
+        if weight is not None and weight.shape == (
+                self.out_features, self.in_features):
+            state_dict[prefix + 'weight'] = weight.view_as(self.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _flat(pooled: Tensor) -> Tensor:
+    return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
 def _is_smooth(activation: nn.Module) -> bool:

@@ -14,6 +14,7 @@ Source: "Acquisition of Localization Confidence for Accurate Object
 Detection", ECCV 2018, arXiv 1807.11590, section 3.3.
 """
 
+import math
 from typing import Optional, Sequence, Union
 
 import numpy as np
@@ -66,13 +67,19 @@ class FeatureSurface:
         rule = PREFIX_INTEGRAL if method == 'prefix' else MEAN
         self._rules = (rule, rule)
 
-        maps = [_cut_to_images(feature, scale, image_sizes)
-                for feature, scale in zip(features, spatial_scales)]
+        maps, insides = features, None
+        if image_sizes is not None:
+            insides = [[(math.ceil(h * scale), math.ceil(w * scale))
+                        for h, w in image_sizes] for scale in spatial_scales]
         if method == 'prefix':
+            if insides is not None:
+                maps = [_zero_outside(m, inside)
+                        for m, inside in zip(maps, insides)]
+                insides = None
             maps = [nn.functional.pad(m.to(torch.float64), (1, 0, 1, 0)
                                       ).cumsum(2).cumsum(3) for m in maps]
         self._table = _CellTable.apply(
-            torch.promote_types(maps[0].dtype, self.dtype), *maps)
+            torch.promote_types(maps[0].dtype, self.dtype), insides, *maps)
         heights = [f.shape[2] for f in features]
         widths = [f.shape[3] for f in features]
         # Filled, not copied from the host: a copy would wait for the device.
@@ -196,30 +203,50 @@ def _bin_edges(start: Tensor, stop: Tensor, num_bins: int) -> Tensor:
 class _CellTable(Function):
     """Maps (N, C, H_l, W_l) of all levels -> their cells (L, C) in one table.
 
-    Images and levels follow each other, cells row by row: channels-last
-    order, in one pass over memory.
+    Levels and images follow each other, cells row by row: channels-last
+    order, in one pass over memory. ``insides`` tells for each level and image
+    how many rows and columns are its own; the rest is zero.
     """
 
     @staticmethod
-    def forward(ctx, dtype, *maps):
+    def forward(ctx, dtype, insides, *maps):
+        ctx.insides = insides
         ctx.shapes = [m.shape for m in maps]
         ctx.dtypes = [m.dtype for m in maps]
         channels = maps[0].shape[1]
         sizes = [m.numel() // max(channels, 1) for m in maps]
         table = _empty((sum(sizes), channels), dtype, maps[0].device)
-        for block, cells in zip(table.split(sizes), maps):
-            block.view(cells.shape[0], *cells.shape[2:], channels).copy_(
-                cells.permute(0, 2, 3, 1))
+        for level, (block, cells) in enumerate(zip(table.split(sizes), maps)):
+            block = block.view(cells.shape[0], *cells.shape[2:], channels)
+            block.copy_(cells.permute(0, 2, 3, 1))
+            for image, (rows, cols) in zip(block, insides[level] if insides
+                                           else ()):
+                image[rows:] = 0
+                image[:, cols:] = 0
         return table
 
     @staticmethod
     def backward(ctx, grad):
         sizes = [shape.numel() // max(shape[1], 1) for shape in ctx.shapes]
-        return (None, *(
-            block.view(shape[0], *shape[2:], shape[1]).permute(
-                0, 3, 1, 2).to(dtype)
-            for block, shape, dtype in zip(grad.split(sizes), ctx.shapes,
-                                           ctx.dtypes)))
+        grads = [block.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+                 for block, shape in zip(grad.split(sizes), ctx.shapes)]
+        if ctx.insides is not None:
+            grads = [_zero_outside(g, inside)
+                     for g, inside in zip(grads, ctx.insides)]
+        return (None, None, *(
+            g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)))
+
+
+def _zero_outside(maps: Tensor, inside: list[tuple[int, int]]) -> Tensor:
+    """Zeros beyond the rows and columns of each image; differentiable."""
+    height, width = maps.shape[2:]
+    if all(rows >= height and cols >= width for rows, cols in inside):
+        return maps
+    row = torch.arange(height, device=maps.device)
+    col = torch.arange(width, device=maps.device)
+    return maps * torch.stack([
+        (row < rows)[:, None] & (col < cols)
+        for rows, cols in inside])[:, None].to(maps.dtype)
 
 
 def _empty(shape: tuple[int, int], dtype: torch.dtype,
@@ -233,22 +260,6 @@ def _empty(shape: tuple[int, int], dtype: torch.dtype,
         return torch.from_numpy(np.empty(
             shape, np.float64 if dtype == torch.float64 else np.float32))
     return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _cut_to_images(feature: Tensor, scale: float,
-                   image_sizes: Optional[Sequence[tuple[int, int]]]) -> Tensor:
-    """The map with zeros in cells that cover no part of their image."""
-    height, width = feature.shape[2:]
-    if image_sizes is None or all(
-            h * scale > height - 1 and w * scale > width - 1
-            for h, w in image_sizes):
-        return feature
-    rows = torch.arange(height, device=feature.device)
-    cols = torch.arange(width, device=feature.device)
-    inside = torch.stack([
-        (rows < h * scale)[:, None] & (cols < w * scale)
-        for h, w in image_sizes])
-    return feature * inside[:, None].to(feature.dtype)
 
 
 def _check_features(features, spatial_scales, image_sizes, method) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmdet_ebm.models import EnergyHead
+from mmdet_ebm.models.energy_head import PooledLinear
 
 
 def head(**kwargs):
@@ -26,12 +27,26 @@ def test_each_box_reads_its_class():
     assert not torch.allclose(columns[:, 0], columns[:, 1])
 
 
+def test_loads_an_ordinary_linear_layers_weights():
+    """Of features flattened as C, P, Q, as in other heads."""
+    ordinary = torch.nn.Linear(4 * 3 * 2, 8)
+    layer = PooledLinear((4, 3, 2), 8)
+    layer.load_state_dict(ordinary.state_dict())
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    pooled = torch.randn(5, 4, 3, 2)
+    torch.testing.assert_close(layer(pooled), ordinary(pooled.flatten(1)))
+    other = PooledLinear((4, 3, 2), 8)
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(pooled), other(pooled))
+
+
 def test_equals_plain_layers_on_the_usual_flattening():
-    """The first layer's weights are (out, C * P * Q), as in other heads."""
     energy = head(class_agnostic=True)
     pooled = torch.randn(5, 4, 2, 2)
-    hidden = energy.shared_fcs(pooled.flatten(1))
-    expected = energy.fc_logdensity(hidden)[:, 0]
+    first, *rest = energy.shared_fcs
+    hidden = torch.nn.functional.linear(
+        pooled.flatten(1), first.weight.flatten(1), first.bias)
+    expected = energy.fc_logdensity(torch.nn.Sequential(*rest)(hidden))[:, 0]
     labels = torch.zeros(5, dtype=torch.long)
     torch.testing.assert_close(energy(pooled, labels), expected)
     torch.testing.assert_close(
@@ -53,7 +68,7 @@ def test_published_initialisation():
 def test_activation_is_configurable():
     energy = head(act_cfg=dict(type='SiLU'))
     kinds = {type(layer).__name__ for layer in energy.shared_fcs}
-    assert kinds == {'Linear', 'SiLU'}
+    assert kinds == {'PooledLinear', 'Linear', 'SiLU'}
 
 
 def test_no_boxes_keep_the_graph():
