@@ -42,10 +42,9 @@ def coco_like_boxes(num_boxes: int, image_size: tuple[int, int],
 
 def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
                     generator: torch.Generator) -> InstanceData:
-    """Boxes and class scores as a box head gives them, before the NMS.
+    """Boxes above the score threshold as a box head gives them.
 
-    Candidates are jittered copies of objects, each of one class above the
-    score threshold; early objects have more of them.
+    Jittered copies of objects; early objects have more of them.
     """
     share = 1 / torch.arange(1, len(objects) + 1).float().sqrt()
     owner = share.multinomial(num_candidates, True, generator=generator)
@@ -53,10 +52,9 @@ def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
     sizes = (objects[:, 2:] - objects[:, :2])[owner].repeat(1, 2)
     bboxes = objects[owner] + sizes * 0.08 * torch.randn(
         num_candidates, 4, generator=generator)
-    scores = torch.zeros(num_candidates, num_classes + 1)
-    scores[torch.arange(num_candidates), owner % num_classes] = (
-        0.06 + 0.9 * torch.rand(num_candidates, generator=generator))
-    return InstanceData(bboxes=bboxes, scores=scores)
+    return InstanceData(
+        bboxes=bboxes, labels=owner % num_classes,
+        scores=0.05 + 0.95 * torch.rand(num_candidates, generator=generator))
 
 
 @dataclass
@@ -68,17 +66,25 @@ class Scene:
         features: Maps of each level.
         image_sizes: Height and width of each image.
         boxes: 100 detections, shared by the images.
-        raw: Candidates of each image before the NMS, 400 in all.
+        candidates: Of each image before the NMS, 400 in all.
     """
     model: nn.Module
     features: Sequence[Tensor]
     image_sizes: Sequence[tuple[int, int]]
     boxes: Boxes
-    raw: Sequence[InstanceData]
+    candidates: Sequence[InstanceData]
 
     @property
     def refiner(self) -> nn.Module:
         return self.model.roi_head.refiner
+
+    def detections(self) -> list[InstanceData]:
+        """The boxes as a detector's results."""
+        return [
+            InstanceData(bboxes=corners, labels=labels,
+                         scores=torch.ones_like(corners[:, 0]))
+            for corners, labels in self.boxes.split(self.boxes.corners,
+                                                    self.boxes.labels)]
 
     def metas(self) -> list[dict]:
         return [dict(img_shape=size, scale_factor=(1.0, 1.0))
@@ -116,18 +122,18 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
             coarse, (height // stride, width // stride), mode='bilinear',
             align_corners=False).to(device))
     classes = refiner.head.num_classes
-    corners, labels, raw = [], [], []
+    corners, labels, candidates = [], [], []
     for i in range(num_images):
         count = len(range(i, num_boxes, num_images))
         objects = coco_like_boxes(count, image_size, generator, box_scale)
         corners.append(objects.to(device))
         labels.append((torch.arange(count) % classes).to(device))
-        raw.append(candidates_like(
+        candidates.append(candidates_like(
             objects, len(range(i, num_candidates, num_images)), classes,
             generator).to(device))
     return Scene(model.to(device).eval(), features,
                  [tuple(image_size)] * num_images,
-                 Boxes.from_images(corners, labels), raw)
+                 Boxes.from_images(corners, labels), candidates)
 
 
 def image_batch(image_size: tuple[int, int], device: torch.device) -> dict:

@@ -1,6 +1,6 @@
 """Speed of pooling, refinement and training, as ratios measured in one run.
 
-  python tools/benchmark.py pooling      against mmcv's RoIAlign (and PrRoIPool)
+  python tools/benchmark.py pooling      against mmcv's pooling
   python tools/benchmark.py refinement   against the published loop
   python tools/benchmark.py detector     as a share of the detector's inference
   python tools/benchmark.py training     against the published step and the
@@ -17,11 +17,10 @@ OMP_NUM_THREADS to the number of free cores.
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 import torch
-import torch.nn.functional as F
-from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, Scene, build_scene,
+from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, build_scene,
                               coco_like_boxes, image_batch)
 from _published import nce_step, refine_in_lists, sample_noise_of_object
 from _timing import (environment, milliseconds, peak_memory, ratio,
@@ -30,7 +29,8 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor
 
 from mmdet_ebm.core import GaussianMixtureNoise
-from mmdet_ebm.models import Boxes, Refinement
+from mmdet_ebm.models import Refinement
+from mmdet_ebm.models.refinement import refine_detections
 
 SIGMAS, BETA, NUM_SAMPLES = (0.075, 0.15, 0.3), 0.1, 127
 SMALL = {
@@ -198,9 +198,10 @@ def detector(args: argparse.Namespace, report: Report) -> None:
 
         @torch.no_grad()
         def stages(energy_nms: bool, ascent: bool) -> None:
-            head.refinement = Refinement(energy_nms, ascent)
-            raw = scene.raw if energy_nms else [_detections(scene)]
-            head.refine_raw(scene.features, raw, scene.metas(), head.test_cfg)
+            refine_detections(
+                scene.refiner, Refinement(energy_nms, ascent), scene.features,
+                scene.candidates if energy_nms else scene.detections(),
+                scene.metas(), head.test_cfg)
 
         seconds = time_in_turn(
             {'detector': plain, 'energy NMS': lambda: stages(True, False),
@@ -209,13 +210,6 @@ def detector(args: argparse.Namespace, report: Report) -> None:
             args.rounds, description=name)
         for stage in ('energy NMS', 'ascent', 'both'):
             report.compare(f'{name}, {stage}', seconds, stage, 'detector')
-
-
-def _detections(scene: Scene):
-    from mmengine.structures import InstanceData
-    return InstanceData(
-        bboxes=scene.boxes.corners, labels=scene.boxes.labels,
-        scores=torch.ones_like(scene.boxes.corners[:, 0]))
 
 
 # ------------------------------------------------------------------ training
