@@ -5,11 +5,10 @@ in a config registers everything; ``mmdet_ebm.core`` and ``mmdet_ebm.ops`` are
 plain PyTorch.
 """
 
-from .environment import (allow_own_checkpoints, check_versions,
-                          require_amp_device)
+from .environment import allow_own_checkpoints, check_versions
 from .version import __version__
 
 check_versions()
 allow_own_checkpoints()
 
-__all__ = ['__version__', 'require_amp_device']
+__all__ = ['__version__']

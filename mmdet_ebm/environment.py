@@ -70,18 +70,3 @@ def allow_own_checkpoints() -> None:
         HistoryBuffer, (statistic_of, 'builtins.getattr'), np.ndarray,
         np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes
     ])
-
-
-def require_amp_device() -> None:
-    """Refuse mixed precision where mmengine cannot run it.
-
-    Raises:
-        SystemExit: Without a device that mmengine's AmpOptimWrapper supports.
-    """
-    from mmengine.device import get_device
-    device = get_device()
-    if device in ('cpu', 'mps'):
-        raise SystemExit(
-            '--amp needs a GPU (CUDA, NPU, MLU or MUSA) for mmengine\'s '
-            f'AmpOptimWrapper; this machine offers only "{device}". Train '
-            'without --amp here.')

@@ -71,12 +71,6 @@ def test_checkpoints_that_run_code_are_still_refused(tmp_path, payload):
         torch.load(path, weights_only=True)
 
 
-def test_amp_without_a_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
-    with pytest.raises(SystemExit, match='--amp needs a GPU'):
-        environment.require_amp_device()
-
-
 @pytest.mark.parametrize('package', ['core', 'ops'])
 def test_core_and_ops_import_torch_alone(package):
     allowed = set(sys.stdlib_module_names) | {'torch'}

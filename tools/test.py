@@ -18,6 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks
+from mmdet_ebm.engine import join_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -118,7 +119,9 @@ def build_runner(cfg: Config) -> Runner:
 
 def main() -> None:
     args = parse_args()
-    runner = build_runner(build_config(args))
+    cfg = build_config(args)
+    join_processes(cfg)
+    runner = build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out))

@@ -1,4 +1,8 @@
-"""Train a detector or its energy model, as mmdet's own tool does."""
+"""Train a detector or its energy model, as mmdet's own tool does.
+
+Trainings resume exactly (docs/training.md). tools/dist_train.sh starts several
+processes, on GPUs or on a CPU.
+"""
 
 import argparse
 import os
@@ -6,10 +10,12 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-import mmdet_ebm  # checks versions, keeps checkpoints loadable
 from mmdet_ebm.apis import checks
+from mmdet_ebm.engine import (join_processes, latest_checkpoint,
+                              make_resumable, use_amp)
+from mmdet_ebm.engine.launch import trains_energy_alone
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='automatic mixed precision; needs a GPU. The pooling stays in '
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU '
+        '(energy models on a frozen detector only). The pooling stays in '
         'float32')
     parser.add_argument(
         '--auto-scale-lr',
@@ -67,9 +74,7 @@ def build_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     if args.amp:
-        mmdet_ebm.require_amp_device()
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        use_amp(cfg)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(
                 cfg.get('auto_scale_lr', {})):
@@ -81,17 +86,18 @@ def build_config(args: argparse.Namespace) -> Config:
     if args.resume == 'auto':
         # Nothing to resume yet: start from load_from, which an energy model
         # on a frozen detector cannot do without.
-        if find_latest_checkpoint(cfg.work_dir) is not None:
-            cfg.resume, cfg.load_from = True, None
+        latest = latest_checkpoint(cfg.work_dir)
+        if latest is not None:
+            cfg.resume, cfg.load_from = True, latest
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
-    if (cfg.model.get('type') == 'EnergyTwoStageDetector'
-            and cfg.model.get('freeze_detector', True)
-            and not cfg.get('resume') and not cfg.get('load_from')):
+    if (trains_energy_alone(cfg) and not cfg.get('resume')
+            and not cfg.get('load_from')):
         raise SystemExit(
             'the detector is frozen and there is no checkpoint to take it '
             'from: set load_from in the config or with --cfg-options '
             'load_from=CHECKPOINT')
+    make_resumable(cfg)
     return cfg
 
 
@@ -113,7 +119,9 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def main() -> None:
-    build_runner(build_config(parse_args())).train()
+    cfg = build_config(parse_args())
+    join_processes(cfg)
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
+from mmengine.dist import get_world_size
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -212,6 +213,10 @@ class EnergyRefiner(BaseModule):
              image_sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """The training method's loss, averaged over the objects of the batch.
 
+        With several processes the batch is that of all of them: the value is
+        the same everywhere, and gradients averaged over the processes are its
+        gradients, however the objects are spread.
+
         Args:
             features: Maps (N, C, H_l, W_l) of each level. Their gradients are
                 computed only if they require them.
@@ -227,20 +232,22 @@ class EnergyRefiner(BaseModule):
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
         surface = self.roi_extractor.surface(features, image_sizes)
-        avg_factor = None
-        if self.loss_energy.reduction == 'mean':
-            avg_factor = reduce_mean(weight.sum()).clamp(min=1)
+        # Objects per process, a fraction where there are few.
+        num_objects = reduce_mean(weight.sum()).clamp(
+            min=1 / get_world_size())
         record = RecordedLogDensity(self.logdensity_fn(surface, boxes))
         targets = torch.zeros_like(boxes.corners)
         loss = self.loss_energy(
-            record, targets, weight=weight, avg_factor=avg_factor)
+            record, targets, weight=weight,
+            avg_factor=(num_objects if self.loss_energy.reduction == 'mean'
+                        else None))
         # Score matching does not depend on what only shifts f. Parameters
         # without any gradient would halt distributed training.
         unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
-        return dict(
-            loss_energy=loss + 0 * unused,
-            **training_figures(self.loss_energy.method, record, targets,
-                               weight))
+        figures = training_figures(self.loss_energy.method, record, targets,
+                                   weight)
+        return _of_all_processes(loss + 0 * unused, figures,
+                                 weight.sum() / num_objects)
 
     # ----------------------------------------------------------- refinement
 
@@ -376,6 +383,24 @@ class IoUNetRefiner(EnergyRefiner):
                                  step_length, self.num_steps, self.min_change,
                                  self.max_fall)
         return result.y[:, 0], result
+
+
+def _of_all_processes(loss: Tensor, figures: dict[str, Tensor],
+                      share: Tensor) -> dict[str, Tensor]:
+    """What is logged, as if the objects of all processes were in this one.
+
+    Args:
+        loss: This process's part; its gradient stays this process's own.
+        figures: Means over this process's objects.
+        share: Their number, relative to the mean over the processes.
+    """
+    named = dict(loss_energy=loss, **figures)
+    if get_world_size() > 1 and loss.dim() == 0:
+        means = reduce_mean(torch.stack([
+            loss.detach(), *(figure * share for figure in figures.values())]))
+        named = dict(zip(named, means.unbind()))
+        named['loss_energy'] = means[0] + (loss - loss.detach())
+    return named
 
 
 def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:

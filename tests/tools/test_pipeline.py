@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from pycocotools.coco import COCO
 
 from ..conftest import CONFIGS, ROOT, batch, build, shrink
@@ -170,50 +168,6 @@ def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
     assert (tmp_path / 'out.pkl').exists()
 
 
-@HOOKS.register_module()
-class SeedEachEpoch(Hook):
-    """The same noise in an epoch, whichever process it runs in."""
-
-    def before_train_epoch(self, runner):
-        torch.manual_seed(runner.epoch)
-
-
-@HOOKS.register_module()
-class PowerCut(Hook):
-    """Ends the process's training after its first epoch."""
-    priority = 'LOWEST'  # after the checkpoint was written
-
-    def after_train_epoch(self, runner):
-        raise InterruptedError
-
-
-def test_resumed_training_ends_where_an_uninterrupted_one_does(
-        trained, monkeypatch, tmp_path):
-    """Two epochs at once, and cut off after one and resumed: equal."""
-    config = shrunk_config(
-        'digits/faster-rcnn_r18-half_nce-plus_digits.py', tmp_path, **{
-            'load_from': str(trained['plain_checkpoint']),
-            'custom_hooks': [dict(type='SeedEachEpoch'),
-                             dict(type='SeedEachEpoch')],
-            'train_cfg.max_epochs': 2,
-            'train_dataloader.sampler.shuffle': False,
-            'default_hooks.checkpoint.max_keep_ckpts': -1})
-    whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-    run_tool(monkeypatch, 'train', config, '--work-dir', whole)
-    with pytest.raises(InterruptedError):
-        run_tool(monkeypatch, 'train', config, '--work-dir', halves,
-                 '--cfg-options', 'custom_hooks.1.type=PowerCut')
-    assert not (halves / 'epoch_2.pth').exists()
-    run_tool(monkeypatch, 'train', config, '--work-dir', halves, '--resume')
-    first, resumed, expected = map(state, (
-        halves / 'epoch_1.pth', halves / 'epoch_2.pth',
-        whole / 'epoch_2.pth'))
-    key = 'roi_head.refiner.head.shared_fcs.0.weight'
-    assert (first[key] - resumed[key]).abs().max() > 1e-4
-    for name, value in expected.items():
-        torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-7)
-
-
 def test_resume_without_a_checkpoint_starts_from_load_from(
         trained, monkeypatch, tmp_path):
     run_tool(monkeypatch, 'train', trained['energy'], '--work-dir', tmp_path,
@@ -232,10 +186,31 @@ def test_training_on_a_random_frozen_detector_is_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_amp_on_a_cpu_is_refused(trained, monkeypatch, tmp_path):
-    with pytest.raises(SystemExit, match='needs a GPU'):
+def test_amp_of_a_whole_detector_on_a_cpu_is_refused(trained, monkeypatch,
+                                                     tmp_path):
+    with pytest.raises(SystemExit, match='frozen detector'):
         run_tool(monkeypatch, 'train', trained['plain'], '--amp',
                  '--work-dir', tmp_path)
+
+
+def test_amp_trains_with_the_learning_rate_of_the_batch(trained, monkeypatch,
+                                                        tmp_path):
+    """--amp and --auto-scale-lr: 8 images where the rate is for 16."""
+    run_tool(monkeypatch, 'train', trained['energy'], '--amp',
+             '--auto-scale-lr', '--work-dir', tmp_path, '--cfg-options',
+             f'load_from={trained["plain_checkpoint"]}',
+             'auto_scale_lr.base_batch_size=16', 'auto_scale_lr.enable=False')
+    written = Config.fromfile(tmp_path / trained['energy'].name)
+    assert written.optim_wrapper.type == 'BFloat16OptimWrapper'
+    checkpoints = [torch.load(path) for path in (tmp_path / 'epoch_1.pth',
+                                                 trained['checkpoint'])]
+    key = 'roi_head.refiner.head.shared_fcs.0.weight'
+    mixed, full = (c['state_dict'][key] for c in checkpoints)
+    assert mixed.dtype == torch.float32 and mixed.isfinite().all()
+    assert not torch.equal(mixed, full)
+    rates = [c['optimizer']['param_groups'][0]['initial_lr']
+             for c in checkpoints]
+    assert rates[0] == pytest.approx(rates[1] / 2)
 
 
 def test_inference_tells_what_it_did_by_its_exit_status(

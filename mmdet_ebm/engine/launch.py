@@ -1,0 +1,97 @@
+"""Changes to a config before a runner is built from it."""
+
+import os
+from datetime import timedelta
+
+import torch.distributed
+from mmengine.config import Config
+from mmengine.device import get_device
+
+_LOOPS = dict(
+    EpochBasedTrainLoop='ResumableEpochTrainLoop',
+    IterBasedTrainLoop='ResumableIterTrainLoop')
+
+
+def make_resumable(cfg: Config) -> None:
+    """Let a training resume exactly, and its checkpoints survive a kill.
+
+    mmengine's own loop and checkpoint hook are replaced by subclasses; a loop
+    or hook of the user's is left alone.
+    """
+    loop = cfg.train_cfg
+    if 'type' not in loop:
+        by_epoch = loop.pop('by_epoch', True)
+        loop.type = f'{"Epoch" if by_epoch else "Iter"}BasedTrainLoop'
+    loop.type = _LOOPS.get(loop.type, loop.type)
+    hooks = cfg.get('default_hooks') or {}
+    hook = hooks.get('checkpoint', {})
+    if hook is not None and hook.get('type',
+                                     'CheckpointHook') == 'CheckpointHook':
+        cfg.default_hooks = dict(
+            hooks, checkpoint=dict(hook, type='AtomicCheckpointHook'))
+    # The config goes into work dir and checkpoints and is read by other tools.
+    custom = cfg.get('custom_imports') or {}
+    imports = custom.get('imports', [])
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'mmdet_ebm.engine' not in imports:
+        cfg.custom_imports = dict(
+            custom, imports=[*imports, 'mmdet_ebm.engine'])
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in mixed precision: float16 on a GPU, bfloat16 on a CPU.
+
+    Raises:
+        SystemExit: Where the device, or on a CPU the model, does not allow it.
+    """
+    device = get_device()
+    if device == 'mps':
+        raise SystemExit('--amp needs CUDA (or NPU, MLU, MUSA) or a CPU; this '
+                         'machine offers "mps". Train without --amp here.')
+    if device != 'cpu':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+        return
+    if not trains_energy_alone(cfg):
+        raise SystemExit(
+            '--amp on a CPU needs an energy model on a frozen detector '
+            '(model.freeze_detector=True): training a detector runs NMS, and '
+            "mmcv's CPU version refuses bfloat16. Train without --amp here.")
+    cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+    cfg.optim_wrapper.pop('loss_scale', None)
+
+
+def trains_energy_alone(cfg: Config) -> bool:
+    """Whether the config has an energy model on a frozen detector."""
+    return (cfg.model.get('type') == 'EnergyTwoStageDetector'
+            and cfg.model.get('freeze_detector', True))
+
+
+def join_processes(cfg: Config) -> None:
+    """Let processes without a GPU find each other, by gloo.
+
+    mmengine's launchers and its DistributedDataParallel take for granted that
+    each process has a GPU. Where that is so, or there is one process, nothing
+    happens here.
+
+    Raises:
+        SystemExit: If the launcher does not say who the processes are.
+    """
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+        return
+    missing = {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} - set(
+        os.environ)
+    if cfg.launcher != 'pytorch' or missing:
+        raise SystemExit(
+            'without a GPU, processes are started by torchrun and '
+            '--launcher pytorch (tools/dist_train.sh does both); got '
+            f'--launcher {cfg.launcher}' +
+            (f' without {", ".join(sorted(missing))} in the environment'
+             if missing else ''))
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    torch.distributed.init_process_group(
+        'gloo', timeout=timedelta(seconds=timeout) if timeout else None)
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)

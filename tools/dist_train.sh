@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Train in several processes, one for each GPU (or, without any, on the CPU):
+#
+#   bash tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
+#
+# Across machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
+# PYTHON names the interpreter.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: $0 CONFIG PROCESSES [arguments of tools/train.py]" >&2
+    exit 2
+fi
+exec bash "$(dirname "$0")/_torchrun.sh" train.py "$2" "$1" "${@:3}"
