@@ -1,9 +1,11 @@
 """Energy models for mmdet: importing this package registers them."""
 
-from .energy_detector import EnergyTwoStageDetector
+from .adapters import ADAPTERS, DetectorAdapter
+from .energy_detector import EnergyDetector
 from .energy_head import EnergyHead
 from .energy_nms import energy_nms
 from .energy_roi_head import EnergyRoIHead
+from .energy_two_stage import EnergyTwoStageDetector
 from .losses import (DSMLoss, EnergyLoss, KLDISLoss,
                      LocalizationConfidenceLoss, MLISLoss, MLMCMCLoss, NCELoss,
                      NCEPlusLoss, SMLoss)
@@ -13,10 +15,10 @@ from .roi_extractor import PreciseRoIExtractor
 from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
 __all__ = [
-    'BoxUncertainty', 'Boxes', 'DSMLoss', 'EnergyHead', 'EnergyLoss',
-    'EnergyRefiner', 'EnergyRoIHead', 'EnergyTwoStageDetector',
-    'IoUNetRefiner', 'KLDISLoss', 'LocalizationConfidenceLoss', 'MLISLoss',
-    'MLMCMCLoss', 'NCELoss', 'NCEPlusLoss', 'PreciseRoIExtractor',
-    'RefinedBoxes', 'Refinement', 'SMLoss', 'UncertaintyEstimator',
-    'energy_nms', 'refine_detections'
+    'ADAPTERS', 'BoxUncertainty', 'Boxes', 'DSMLoss', 'DetectorAdapter',
+    'EnergyDetector', 'EnergyHead', 'EnergyLoss', 'EnergyRefiner',
+    'EnergyRoIHead', 'EnergyTwoStageDetector', 'IoUNetRefiner', 'KLDISLoss',
+    'LocalizationConfidenceLoss', 'MLISLoss', 'MLMCMCLoss', 'NCELoss',
+    'NCEPlusLoss', 'PreciseRoIExtractor', 'RefinedBoxes', 'Refinement',
+    'SMLoss', 'UncertaintyEstimator', 'energy_nms', 'refine_detections'
 ]

@@ -8,9 +8,9 @@ from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, InstanceList
 from torch import Tensor
 
-from .refinement import (PIXEL_FIELDS, Refinement, build_refiner,
-                         class_candidates, energy_loss, refine_detections,
-                         to_original_frame)
+from .refinement import (Refinement, build_refiner, class_candidates,
+                         energy_loss, others_to_original_frame,
+                         refine_detections)
 
 
 @MODELS.register_module()
@@ -61,13 +61,8 @@ class EnergyRoIHead(StandardRoIHead):
         results = super().predict(x, rpn_results_list, batch_data_samples,
                                   rescale)
         if rescale and self.with_mask:
-            # The mask head has brought bboxes to the original image's frame,
-            # and knows of no others.
-            others = [name for name in PIXEL_FIELDS if name != 'bboxes']
-            results = [
-                to_original_frame(result, sample.metainfo, others)
-                for result, sample in zip(results, batch_data_samples)
-            ]
+            return others_to_original_frame(
+                results, [sample.metainfo for sample in batch_data_samples])
         return results
 
     def predict_bbox(self,

@@ -255,6 +255,14 @@ def to_original_frame(detections: InstanceData, meta: dict,
     return result
 
 
+def others_to_original_frame(results: InstanceList,
+                             metas: Sequence[dict]) -> InstanceList:
+    """For results of a mask head, which brings ``bboxes`` there itself."""
+    names = [name for name in PIXEL_FIELDS if name != 'bboxes']
+    return [to_original_frame(result, meta, names)
+            for result, meta in zip(results, metas, strict=True)]
+
+
 def require_plain_nms(test_cfg: ConfigType) -> ConfigType:
     """The config of the NMS that energies can order.
 

@@ -11,7 +11,8 @@ import torch
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from ..conftest import CONFIGS, ROOT, batch, build, shrink
+from ..conftest import (CONFIGS, ROOT, batch, build, detect_everything,
+                        num_classes, shrink)
 from .conftest import run_tool
 
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix()
@@ -39,16 +40,14 @@ def shrunk_config(name, tmp_path, **changes):
 @pytest.mark.parametrize('name', SHIPPED)
 def test_every_shipped_config_trains_and_predicts(name):
     cfg = Config.fromfile(CONFIGS / name)
-    classes = cfg.model.roi_head.bbox_head.num_classes
     model = build(shrink(cfg.model)).train()
-    inputs, samples = batch(num_classes=classes)
+    inputs, samples = batch(num_classes=num_classes(cfg.model))
     losses = model.loss(inputs, copy.deepcopy(samples))
     loss, _ = model.parse_losses(losses)
     loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None for p in trained)
-    model.eval()
-    model.roi_head.test_cfg.score_thr = 0.0
+    detect_everything(model.eval())
     with torch.no_grad():
         results = model.predict(inputs, samples)
     assert all(len(r.pred_instances) > 0 for r in results)
@@ -96,20 +95,20 @@ def test_every_method_has_a_config_with_its_published_steps(
     assert refiner.num_steps == (5 if method == 'iou-net' else 10)
 
 
-@pytest.mark.parametrize('base, num_classes', [
+@pytest.mark.parametrize('base, classes', [
     ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 80),
     ('pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', 20),
     ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 80),
 ])
-def test_the_readmes_delta_turns_any_of_mmdets_configs(base, num_classes,
+def test_the_readmes_delta_turns_any_of_mmdets_configs(base, classes,
                                                        tmp_path):
     readme = (ROOT / 'README.md').read_text()
     delta = re.search(r'```python\n(_base_ = .*?)```', readme, re.S).group(1)
     path = tmp_path / 'energy.py'
     path.write_text(delta.replace('./my_faster-rcnn.py', f'mmdet::{base}'))
     model = build(shrink(Config.fromfile(path).model)).train()
-    assert model.roi_head.refiner.head.num_classes == num_classes
-    loss = model.loss(*batch(num_classes=num_classes))['loss_energy']
+    assert model.roi_head.refiner.head.num_classes == classes
+    loss = model.loss(*batch(num_classes=classes))['loss_energy']
     assert loss > 0
 
 
