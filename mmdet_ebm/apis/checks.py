@@ -13,7 +13,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 from ..models import EnergyRefiner
 from ..models.energy_roi_head import Refinement
@@ -118,7 +118,7 @@ def require_weights(model: nn.Module, checkpoint: Union[str, Path],
             'model.roi_head.refinement.ascent=False)')
     missing = [key for key in expected if key not in state]
     misshapen = [key for key in expected if key in state
-                 and expected[key].shape != state[key].shape]
+                 and not _loads_as(state[key], expected[key])]
     if not missing and not misshapen:
         return
     _require_classes_of(checkpoint, loaded, model, misshapen)
@@ -299,6 +299,12 @@ def _refines(model: nn.Module) -> bool:
     stages = [module.refinement for module in model.modules()
               if isinstance(getattr(module, 'refinement', None), Refinement)]
     return not stages or any(s.energy_nms or s.ascent for s in stages)
+
+
+def _loads_as(found: Tensor, expected: Tensor) -> bool:
+    # The energy head takes a first layer's weight that is flattened, too.
+    return found.shape in (expected.shape, expected.flatten(1).shape
+                           if expected.dim() > 2 else expected.shape)
 
 
 def _bare(key: str) -> str:

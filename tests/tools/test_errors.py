@@ -4,6 +4,9 @@ import json
 import re
 
 import pytest
+import torch
+
+from mmdet_ebm.apis import build_model
 
 from ..apis.conftest import save_checkpoint
 from .conftest import run_tool
@@ -165,3 +168,14 @@ def test_types_that_were_not_imported(files, complaint, tool):
 def test_config_that_does_not_exist(files, complaint, tool, tmp_path):
     assert 'none.py' in complaint(tool, tmp_path / 'none.py',
                                   files['checkpoint'])
+
+
+def test_a_first_layer_that_is_stored_flat_is_taken(files, tmp_path):
+    """As heads were stored before it got the shape of the pooled features."""
+    loaded = torch.load(files['checkpoint'], weights_only=True)
+    key = 'roi_head.refiner.head.shared_fcs.0.weight'
+    weight = loaded['state_dict'][key]
+    loaded['state_dict'][key] = weight.flatten(1)
+    torch.save(loaded, tmp_path / 'flat.pth')
+    model = build_model(files['energy'], tmp_path / 'flat.pth', 'cpu')
+    assert torch.equal(model.state_dict()[key], weight)
