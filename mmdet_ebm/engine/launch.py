@@ -63,8 +63,8 @@ def use_amp(cfg: Config) -> None:
 
 def trains_energy_alone(cfg: Config) -> bool:
     """Whether the config has an energy model on a frozen detector."""
-    return (cfg.model.get('type') == 'EnergyTwoStageDetector'
-            and cfg.model.get('freeze_detector', True))
+    has_energy = 'refiner' in {*cfg.model, *cfg.model.get('roi_head', {})}
+    return has_energy and cfg.model.get('freeze_detector', True)
 
 
 def join_processes(cfg: Config) -> None:

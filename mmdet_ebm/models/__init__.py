@@ -1,6 +1,8 @@
 """Energy models for mmdet: importing this package registers them."""
 
 from .adapters import ADAPTERS, DetectorAdapter
+from .detectron import (DetectronAnchorGenerator, DetectronBoxCoder,
+                        DetectronEnergyDetector)
 from .energy_detector import EnergyDetector
 from .energy_head import EnergyHead
 from .energy_nms import energy_nms
@@ -16,6 +18,7 @@ from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
 __all__ = [
     'ADAPTERS', 'BoxUncertainty', 'Boxes', 'DSMLoss', 'DetectorAdapter',
+    'DetectronAnchorGenerator', 'DetectronBoxCoder', 'DetectronEnergyDetector',
     'EnergyDetector', 'EnergyHead', 'EnergyLoss', 'EnergyRefiner',
     'EnergyRoIHead', 'EnergyTwoStageDetector', 'IoUNetRefiner', 'KLDISLoss',
     'LocalizationConfidenceLoss', 'MLISLoss', 'MLMCMCLoss', 'NCELoss',
