@@ -1,13 +1,13 @@
 """How sure an energy model is of a box: standard deviations of its sides."""
 
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..core import (GaussianMixtureNoise, LogDensityFn, hessian, laplace,
-                    quasi_random_noise, sample_density)
+from ..core import (DensitySamples, GaussianMixtureNoise, LogDensityFn,
+                    hessian, laplace, quasi_random_noise, sample_density)
 from ..ops import relative_to_boxes
 
 # Where the training method has no noise of its own.
@@ -16,6 +16,8 @@ DEFAULT_SIGMAS = (0.0375, 0.075, 0.15)
 # coordinates (shift of the centre, logarithm of the size) at zero.
 _SIDES_OF_RELATIVE = ((1, 0, -0.5, 0), (0, 1, 0, -0.5), (1, 0, 0.5, 0),
                       (0, 1, 0, 0.5))
+# Samples and f (R,) at the boxes, or Hessians (R, 4, 4).
+Observation = Union[tuple[DensitySamples, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,35 +130,50 @@ class UncertaintyEstimator(nn.Module):
             logdensity_fn: Relative coordinates (R, S, 4) -> f (R, S).
             corners: (R, 4) the boxes, at relative coordinates of zero.
         """
-        estimate = (self._from_samples if self.method == 'sampling' else
-                    self._from_curvature)
-        unit_std, covariance, logprob, support = estimate(
-            logdensity_fn, torch.zeros_like(corners))
-        size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
-        return BoxUncertainty(unit_std * size, covariance, logprob, support)
+        return self.summarise(self.observe(logdensity_fn, corners), corners,
+                              self.temperature)
 
-    def _from_samples(self, logdensity_fn, origin):
+    def observe(self, logdensity_fn: LogDensityFn,
+                corners: Tensor) -> Observation:
+        """All evaluations of f; arguments as of :meth:`forward`."""
+        origin = torch.zeros_like(corners)
+        if self.method == 'laplace':
+            return hessian(logdensity_fn, origin)
         found = sample_density(
             logdensity_fn, origin, self.wide.to(origin.dtype),
             self.normal.to(origin.dtype), self.noise.sigmas.to(origin.dtype),
             self.temperature, self.radius)
-        weighted = found.weigh(self.temperature)
-        _, covariance = weighted.moments(found.offsets)
-        _, of_sides = weighted.moments(
-            relative_to_boxes(found.offsets, self.unit_box.to(origin.dtype)))
         with torch.no_grad():
-            logdensity = logdensity_fn(origin[:, None])[:, 0]
-        return (_deviations(of_sides), covariance,
-                logdensity / self.temperature - weighted.log_normaliser,
-                weighted.effective_samples)
+            return found, logdensity_fn(origin[:, None])[:, 0]
 
-    def _from_curvature(self, logdensity_fn, origin):
-        fitted = laplace(hessian(logdensity_fn, origin), self.max_sigma,
-                         self.temperature)
-        sides = self.sides.to(origin.dtype)
-        return (_deviations(sides @ fitted.covariance @ sides.T),
-                fitted.covariance, fitted.logprob,
-                (~fitted.clamped).to(origin.dtype))
+    def summarise(self, observation: Observation, corners: Tensor,
+                  temperature: float) -> BoxUncertainty:
+        """The uncertainty under any temperature.
+
+        Args:
+            observation: From :meth:`observe`; samples were drawn for the
+                estimator's own temperature, which another one near it can
+                share.
+            corners: (R, 4) the boxes.
+            temperature: T.
+        """
+        if self.method == 'laplace':
+            fitted = laplace(observation, self.max_sigma, temperature)
+            covariance, logprob = fitted.covariance, fitted.logprob
+            support = (~fitted.clamped).to(corners.dtype)
+            sides = self.sides.to(corners.dtype)
+            of_sides = sides @ covariance @ sides.T
+        else:
+            found, logdensity = observation
+            weighted = found.weigh(temperature)
+            _, covariance = weighted.moments(found.offsets)
+            _, of_sides = weighted.moments(relative_to_boxes(
+                found.offsets, self.unit_box.to(corners.dtype)))
+            logprob = logdensity / temperature - weighted.log_normaliser
+            support = weighted.effective_samples
+        size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
+        unit_std = of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+        return BoxUncertainty(unit_std * size, covariance, logprob, support)
 
     def extra_repr(self) -> str:
         return (f'method={self.method!r}, num_samples={self.num_samples}, '
@@ -188,7 +205,3 @@ def build_estimator(options: Optional[dict], method: nn.Module,
             "'sampling', which works with every head, or train a head with "
             "a smooth activation: refiner.head.act_cfg=dict(type='SiLU')")
     return estimator
-
-
-def _deviations(covariance: Tensor) -> Tensor:
-    return covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()

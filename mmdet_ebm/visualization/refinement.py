@@ -29,8 +29,9 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
     Args:
         image: Path, or (H, W, 3) uint8 RGB.
         instances: ``bboxes``, ``scores``, ``labels`` and, if there was an
-            ascent, ``initial_bboxes``, in the image's pixels; ``masks``
-            (K, H, W) are tinted.
+            ascent, ``initial_bboxes``, in the image's pixels; around the
+            sides, bands of a standard deviation to either side show
+            ``box_std`` where it is known; ``masks`` (K, H, W) are tinted.
         classes: Names of the labels.
         out_file: Picture to write, if any.
         score_thr: Class score from which a box is drawn.
@@ -51,6 +52,9 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
             visualizer.draw_bboxes(
                 zoom * shown.initial_bboxes, edge_colors=BEFORE_COLOUR,
                 line_styles='--', line_widths=2)
+        if 'box_std' in shown:
+            draw_side_bands(visualizer, zoom * shown.bboxes,
+                            zoom * shown.box_std)
         visualizer.draw_bboxes(zoom * shown.bboxes, edge_colors=AFTER_COLOUR,
                                line_widths=2)
         texts = [f'{classes[label]} {score:.2f}'
@@ -63,6 +67,32 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
     if out_file is not None:
         mmcv.imwrite(picture[..., ::-1], str(out_file))
     return picture
+
+
+def draw_side_bands(visualizer: Visualizer, corners: torch.Tensor,
+                    std: torch.Tensor) -> None:
+    """Bands of one standard deviation to either side of each side of boxes.
+
+    Args:
+        visualizer: With its image.
+        corners: (K, 4) in its pixels.
+        std: (K, 4) of x1, y1, x2, y2; NaN where unknown, which draws nothing.
+    """
+    known = std.isfinite().all(1)
+    corners, std = corners[known], std[known]
+    bands = []
+    for side in range(4):
+        band, axis = corners.clone(), side % 2  # 0 for x, 1 for y
+        band[:, axis] = corners[:, side] - std[:, side]
+        band[:, axis + 2] = corners[:, side] + std[:, side]
+        bands.append(band)
+    bands = torch.cat(bands)
+    limit = bands.new_tensor([visualizer.width, visualizer.height] * 2)
+    bands = bands.clamp(min=0).minimum(limit)
+    if len(bands) > 0:
+        visualizer.draw_bboxes(bands, edge_colors=AFTER_COLOUR,
+                               face_colors=AFTER_COLOUR, alpha=0.25,
+                               line_widths=1)
 
 
 def _zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:

@@ -67,3 +67,24 @@ def test_masks_are_tinted():
 
 def test_boxes_below_the_threshold_are_left_out(tmp_path):
     assert draw(tmp_path, 0.1).sum() == 0
+
+
+def test_bands_around_the_sides_are_as_wide_as_their_deviations():
+    image = np.zeros((400, 640, 3), np.uint8)
+    box = dict(scores=torch.ones(2), labels=torch.zeros(2).long(),
+               bboxes=torch.tensor([[100., 100, 300, 300],
+                                    [400., 100, 600, 300]]))
+    picture = draw_refinement(image, InstanceData(
+        **box, box_std=torch.tensor([[30., 10, 20, 10], [torch.nan] * 4])),
+        ('thing', )).astype(int)
+    plain = draw_refinement(image, InstanceData(**box), ('thing', )
+                            ).astype(int)
+    tinted = (picture - plain)[200, :, 1] > 20
+    x = np.arange(len(tinted))
+    # Right of x1 by up to 30 pixels, of x2 by 20; the side itself is green.
+    for start, stop in ((70, 130), (280, 320)):
+        inside = (x > start + 2) & (x < stop - 2) & ~(
+            np.abs(x - (start + stop) / 2) < 4)
+        assert tinted[inside].all()
+    assert not tinted[(x > 133) & (x < 277)].any()
+    assert not tinted[x > 323].any()  # unknown deviations draw nothing
