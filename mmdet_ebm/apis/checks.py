@@ -16,7 +16,6 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from ..models import EnergyRefiner
-from ..models.energy_head import PooledLinear
 from ..models.energy_roi_head import Refinement
 
 
@@ -118,18 +117,8 @@ def require_weights(model: nn.Module, checkpoint: Union[str, Path],
             'model.roi_head.refinement.energy_nms=False '
             'model.roi_head.refinement.ascent=False)')
     missing = [key for key in expected if key not in state]
-<<<<<<< Updated upstream
     misshapen = [key for key in expected if key in state
                  and not _loads_as(state[key], expected[key])]
-=======
-    # These layers take weights (out, C * P * Q) too.
-    flat = {f'{_bare(name)}.weight' for name, module in model.named_modules()
-            if isinstance(module, PooledLinear)}
-    misshapen = [
-        key for key, value in expected.items() if key in state
-        and state[key].shape != value.shape and not (
-            key in flat and state[key].shape == value.flatten(1).shape)]
->>>>>>> Stashed changes
     if not missing and not misshapen:
         return
     _require_classes_of(checkpoint, loaded, model, misshapen)

@@ -121,8 +121,9 @@ def convert_state_dict(source: Mapping[str, Tensor],
                 raise ValueError(f'{came_from[name + ".running_var"]} is not '
                                  'positive')
             scale = (1 + module.eps / variance.double()).sqrt()
-            state[f'{name}.weight'] = (state[f'{name}.weight'] * scale).float()
-            changed[came_from[f'{name}.weight']] = (
+            weight = f'{name}.weight'
+            state[weight] = (state[weight] * scale).float()
+            changed[came_from[weight]] = (
                 "times sqrt(1 + eps / variance): mmdet's batch norm has an eps")
             state[f'{name}.num_batches_tracked'] = torch.tensor(0)
     misshapen = [f'{came_from[new]} as {tuple(state[new].shape)} for '

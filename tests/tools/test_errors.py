@@ -2,21 +2,13 @@
 
 import json
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
-<<<<<<< Updated upstream
 
 from mmdet_ebm.apis import build_model
-=======
-from mmengine.config import Config
-
-from mmdet_ebm.apis.checks import require_weights
->>>>>>> Stashed changes
 
 from ..apis.conftest import save_checkpoint
-from ..conftest import build
 from .conftest import run_tool
 from .test_pipeline import shrunk_config
 
@@ -97,19 +89,6 @@ def test_checkpoint_of_another_detector(files, complaint, tool):
                         'model.roi_head.bbox_head.fc_out_channels=24')
     assert 'not of the model of this config' in message
     assert 'fc_cls' in message or 'shared_fcs' in message
-
-
-def test_checkpoint_with_the_first_layer_flat_is_taken(files, tmp_path):
-    """As checkpoints have it that are older than the layer's present shape."""
-    loaded = torch.load(files['checkpoint'])
-    key = 'roi_head.refiner.head.shared_fcs.0.weight'
-    model = build(Config.fromfile(files['energy']).model)
-    for value, fits in ((loaded['state_dict'][key].flatten(1), True),
-                        (loaded['state_dict'][key][:, :-1], False)):
-        loaded['state_dict'][key] = value
-        torch.save(loaded, tmp_path / 'flat.pth')
-        with nullcontext() if fits else pytest.raises(ValueError, match=key):
-            require_weights(model, tmp_path / 'flat.pth')
 
 
 @pytest.mark.parametrize('tool', ALL)
