@@ -124,7 +124,7 @@ def convert_state_dict(source: Mapping[str, Tensor],
             weight = f'{name}.weight'
             state[weight] = (state[weight] * scale).float()
             changed[came_from[weight]] = (
-                "times sqrt(1 + eps / variance): mmdet's batch norm has an eps")
+                "times sqrt(1 + eps / variance), as mmdet's norm has an eps")
             state[f'{name}.num_batches_tracked'] = torch.tensor(0)
     misshapen = [f'{came_from[new]} as {tuple(state[new].shape)} for '
                  f'{new} of {tuple(value.shape)}'
