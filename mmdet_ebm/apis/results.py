@@ -1,5 +1,6 @@
 """What inference gives for an image and for a run, as data."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -84,10 +85,11 @@ def to_prediction(instances: InstanceData) -> dict:
         For K detections ``labels``, ``scores`` [K], ``bboxes`` [K][4], and as
         far as the model gives them ``masks`` (run lengths), ``logdensities``
         [K], ``initial_bboxes`` [K][4], ``box_std`` [K][4] and
-        ``box_logprobs`` [K].
+        ``box_logprobs`` [K]. A number that is not finite (the uncertainty of
+        a box too small to have one) is None: JSON has no other word for it.
     """
     instances = instances.cpu()
-    prediction = {name: instances[name].tolist() for name in FIELDS
+    prediction = {name: _finite(instances[name].tolist()) for name in FIELDS
                   if name in instances and name != 'masks'}
     if 'masks' in instances:
         encoded = encode_mask_results(np.asarray(instances.masks))
@@ -106,7 +108,13 @@ def to_instances(prediction: dict) -> InstanceData:
                     [coco_mask.decode(mask) for mask in values]).astype(bool)
         elif name in FIELDS:
             dtype = torch.int64 if name == 'labels' else torch.float32
-            tensor = torch.tensor(values, dtype=dtype)
+            tensor = torch.from_numpy(np.array(values, float)).to(dtype)
             width = _WIDTHS.get(name)
             instances[name] = tensor.view(-1, width) if width else tensor
     return instances
+
+
+def _finite(values):
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return values if math.isfinite(values) else None

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from mmdet_ebm.apis import EnergyDetInferencer
+from mmdet_ebm.apis import EnergyDetInferencer, to_instances
 
 from .conftest import picture, save_checkpoint, shrunk_bccd, write
 from .test_inputs import damaged, write_video
@@ -63,7 +63,8 @@ def test_predictions_are_in_mmdets_form_with_ours_beside(inferencer):
     assert np.abs(boxes - prediction['initial_bboxes']).max() > 0.1
 
 
-def test_uncertainties_of_a_model_are_passed_on(inferencer, monkeypatch):
+def test_uncertainties_of_a_model_are_passed_on(inferencer, monkeypatch,
+                                                tmp_path):
     test_step = inferencer.model.test_step
 
     def with_uncertainty(data):
@@ -71,13 +72,18 @@ def test_uncertainties_of_a_model_are_passed_on(inferencer, monkeypatch):
         for sample in samples:
             count = len(sample.pred_instances)
             sample.pred_instances.box_std = torch.full((count, 4), 0.5)
+            sample.pred_instances.box_std[1] = torch.nan  # as of a tiny box
             sample.pred_instances.box_logprobs = torch.ones(count)
         return samples
 
     monkeypatch.setattr(inferencer.model, 'test_step', with_uncertainty)
-    prediction, = inferencer(picture())['predictions']
-    assert prediction['box_std'][0] == [0.5] * 4
+    prediction, = inferencer(picture(), out_dir=tmp_path)['predictions']
+    assert prediction['box_std'][:2] == [[0.5] * 4, [None] * 4]
     assert prediction['box_logprobs'][0] == 1.0
+    instances = to_instances(prediction)
+    assert instances.box_std[1].isnan().all() and instances.box_std[0, 0] == .5
+    annotation = COCO(str(tmp_path / 'predictions.json')).anns[1]
+    assert (annotation['box_std'], annotation['box_logprob']) == ([.5] * 4, 1)
 
 
 def test_batches_give_what_single_images_give(inferencer, folder, forwards):
