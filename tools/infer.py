@@ -4,6 +4,7 @@ Writes into OUT_DIR, for an image x/y.jpg below what the inputs have in common:
 
   preds/x/y.jpg.json  labels, scores, bboxes, logdensities, initial_bboxes
   vis/x/y.jpg.jpg     the picture (vis/clip.mp4.mp4 of a video clip.mp4)
+  index.html          all pictures on a page
   predictions.json    all of them in COCO's form
   summary.json        how many are done, and which were skipped and why
 

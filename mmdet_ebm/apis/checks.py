@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from ..models import EnergyRefiner
-from ..models.energy_roi_head import Refinement
+from ..models.refinement import Refinement
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def require_levels(model: nn.Module) -> None:
 def _refines(model: nn.Module) -> bool:
     stages = [module.refinement for module in model.modules()
               if isinstance(getattr(module, 'refinement', None), Refinement)]
-    return not stages or any(s.energy_nms or s.ascent for s in stages)
+    return not stages or any(stage.is_on for stage in stages)
 
 
 def _loads_as(found: Tensor, expected: Tensor) -> bool:

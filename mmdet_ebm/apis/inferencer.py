@@ -3,9 +3,8 @@
 import hashlib
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -16,31 +15,15 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from .checks import require_energy_model
+from .gallery import write_gallery
 from .inputs import (InputsType, Source, UnreadableInput, count_frames,
                      expand_inputs, read_frames, read_image)
+from .items import EndOfVideo, Item, batches
 from .model import build_model
 from .pictures import PictureWriter
 from .results import (ImageResult, Summary, to_instances,
                       to_prediction)
 from .store import ResultStore, frame_name
-
-
-@dataclass
-class _Item:
-    """An image on its way through the model."""
-    result: ImageResult
-    source: Source
-    signature: str
-    image: Optional[np.ndarray] = None  # (H, W, 3), BGR
-    data: Optional[dict] = None  # for the model, if it is to see the image
-
-
-@dataclass
-class _EndOfVideo:
-    source: Source
-    signature: str
-    num_frames: int
-    complete: bool
 
 
 class EnergyDetInferencer:
@@ -203,9 +186,9 @@ class EnergyDetInferencer:
         done = {}
         with tqdm(total=sum(map(count_frames, sources)), unit='image',
                   disable=not self.show_progress) as progress:
-            for batch in _batches(self._items(sources, store, pictures),
-                                  batch_size, self._batch_key):
-                if isinstance(batch, _EndOfVideo):
+            for batch in batches(self._items(sources, store, pictures),
+                                 batch_size, self._batch_key):
+                if isinstance(batch, EndOfVideo):
                     pictures.close(batch.source)
                     if batch.complete and store is not None:
                         details = dict(num_frames=batch.num_frames)
@@ -227,13 +210,16 @@ class EnergyDetInferencer:
         if store is not None and not no_save_pred:
             store.write_coco((done[index] for index in sorted(done)),
                              self.classes)
+        if pictures.store is not None:
+            write_gallery(store, sources, self.summary.skipped,
+                          pictures.legend)
         self.summary.seconds = time.perf_counter() - start
 
     # ---------------------------------------------------------- in the order
 
     def _items(self, sources: Sequence[Source], store: Optional[ResultStore],
                pictures: PictureWriter
-               ) -> Iterator[Union[_Item, _EndOfVideo]]:
+               ) -> Iterator[Union[Item, EndOfVideo]]:
         """Read what has to be read, and load what is finished."""
         index = 0
         for source in sources:
@@ -243,15 +229,15 @@ class EnergyDetInferencer:
             else:
                 items = self._image_items(source, signature, store, pictures)
             for item in items:
-                if isinstance(item, _Item):
+                if isinstance(item, Item):
                     item.result.index = index
                     index += 1
                 yield item
 
     def _image_items(self, source: Source, signature: str,
                      store: Optional[ResultStore],
-                     pictures: PictureWriter) -> Iterator[_Item]:
-        item = _Item(ImageResult(source.name), source, signature)
+                     pictures: PictureWriter) -> Iterator[Item]:
+        item = Item(ImageResult(source.name), source, signature)
         if store is not None:
             item.result.keep(store.finished(source.name, signature))
         if not item.result.kept or pictures.needs(source):
@@ -263,11 +249,11 @@ class EnergyDetInferencer:
 
     def _video_items(self, source: Source, signature: str,
                      store: Optional[ResultStore], pictures: PictureWriter
-                     ) -> Iterator[Union[_Item, _EndOfVideo]]:
+                     ) -> Iterator[Union[Item, EndOfVideo]]:
 
-        def frame_item(number: int) -> _Item:
-            item = _Item(ImageResult(frame_name(source.name, number)), source,
-                         signature)
+        def frame_item(number: int) -> Item:
+            item = Item(ImageResult(frame_name(source.name, number)), source,
+                        signature)
             if store is not None:
                 item.result.keep(store.finished(item.result.name, signature))
             return item
@@ -286,11 +272,11 @@ class EnergyDetInferencer:
                 yield item
         except UnreadableInput as error:
             complete = False
-            yield _Item(ImageResult(source.name, error=str(error)), source,
-                        signature)
-        yield _EndOfVideo(source, signature, number, complete)
+            yield Item(ImageResult(source.name, error=str(error)), source,
+                       signature)
+        yield EndOfVideo(source, signature, number, complete)
 
-    def _prepare(self, item: _Item, image: np.ndarray) -> None:
+    def _prepare(self, item: Item, image: np.ndarray) -> None:
         """Hand an image on, and what the model takes if it is to see it."""
         item.image = image
         if item.result.kept:
@@ -299,11 +285,12 @@ class EnergyDetInferencer:
             item.data = self._pipeline(
                 dict(img=image, img_id=0, img_path=item.source.path))
         except Exception as error:  # noqa: BLE001  one bad image is not all
+            reason = ' '.join(str(error).split())
             item.result.error = (
                 f'the test pipeline failed on its {image.shape[1]} x '
-                f'{image.shape[0]} pixels: {type(error).__name__}: {error}')
+                f'{image.shape[0]} pixels: {type(error).__name__}: {reason}')
 
-    def _batch_key(self, item: _Item) -> object:
+    def _batch_key(self, item: Item) -> object:
         """Items of one key may share a batch, and stay in order.
 
         A smaller image would be padded further in a batch than alone, and
@@ -318,7 +305,7 @@ class EnergyDetInferencer:
                      for side in item.data['inputs'].shape[-2:])
 
     @torch.no_grad()
-    def _predict(self, items: Sequence[_Item]) -> None:
+    def _predict(self, items: Sequence[Item]) -> None:
         if not items:
             return
         try:
@@ -341,7 +328,7 @@ class EnergyDetInferencer:
                 f'out of memory at {width} x {height} network-input pixels; '
                 'make the Resize of the test pipeline smaller')
 
-    def _finish(self, item: _Item, store: Optional[ResultStore],
+    def _finish(self, item: Item, store: Optional[ResultStore],
                 pictures: PictureWriter, no_save_pred: bool) -> ImageResult:
         """Save, draw and note what an item has become."""
         result, source = item.result, item.source
@@ -364,28 +351,6 @@ class EnergyDetInferencer:
         if store is not None:
             store.finish(result.name, source, item.signature, **details)
         return result
-
-
-def _batches(items: Iterable[Union[_Item, _EndOfVideo]], batch_size: int,
-             key) -> Iterator[Union[list[_Item], _EndOfVideo]]:
-    """Group items by key, a few waiting at a time.
-
-    All that waits is given out before the end of a video.
-    """
-    waiting: dict[object, list[_Item]] = {}
-    for item in items:
-        if isinstance(item, _EndOfVideo):
-            yield from waiting.values()
-            waiting = {}
-            yield item
-            continue
-        group = waiting.setdefault(key(item), [])
-        group.append(item)
-        if len(group) == batch_size or key(item) is None:
-            yield waiting.pop(key(item))
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
-            yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
-    yield from waiting.values()
 
 
 def _digest(weights: Union[str, Path]) -> str:

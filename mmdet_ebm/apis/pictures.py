@@ -42,6 +42,12 @@ class PictureWriter:
     def settings(self) -> str:
         return f'pred_score_thr={self.score_thr:g} compare={self.compare}'
 
+    @property
+    def legend(self) -> str:
+        before = ', before it dashed' if self.compare else ''
+        return (f'Boxes after refinement solid{before}; class scores from '
+                f'{self.score_thr:g} on.')
+
     def needs(self, source: Source) -> bool:
         """Whether a source must be read for its picture."""
         if self.always or self.store is None:

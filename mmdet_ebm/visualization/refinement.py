@@ -47,22 +47,24 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
         image = _tinted(image, np.asarray(shown.masks).any(0))
     picture, zoom = _zoomed(image)
     visualizer = Visualizer(image=picture)
+    # The same look in whatever size the picture is shown.
+    scale = max(1.0, max(picture.shape) / 800)
     if len(shown) > 0:
         if compare and 'initial_bboxes' in shown:
             visualizer.draw_bboxes(
                 zoom * shown.initial_bboxes, edge_colors=BEFORE_COLOUR,
-                line_styles='--', line_widths=2)
+                line_styles='--', line_widths=2 * scale)
         if 'box_std' in shown:
             draw_side_bands(visualizer, zoom * shown.bboxes,
                             zoom * shown.box_std)
         visualizer.draw_bboxes(zoom * shown.bboxes, edge_colors=AFTER_COLOUR,
-                               line_widths=2)
+                               line_widths=2 * scale)
         texts = [f'{classes[label]} {score:.2f}'
                  for label, score in zip(shown.labels, shown.scores)]
         visualizer.draw_texts(
-            texts, (zoom * shown.bboxes)[:, :2], font_sizes=10, colors='w',
-            bboxes=dict(facecolor='black', alpha=0.5, pad=0.5,
-                        edgecolor='none'))
+            texts, (zoom * shown.bboxes)[:, :2], font_sizes=10 * scale,
+            colors='w', bboxes=dict(
+                facecolor='black', alpha=0.5, pad=0.5, edgecolor='none'))
     picture = visualizer.get_image()
     if out_file is not None:
         mmcv.imwrite(picture[..., ::-1], str(out_file))

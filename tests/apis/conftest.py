@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from mmdet_ebm.apis import EnergyDetInferencer
 
@@ -29,6 +30,7 @@ def shrunk_bccd(folder, method='_nce-plus', **changes):
 def save_checkpoint(config, path, seed=0):
     """Random weights, with the meta information that mmengine stores."""
     torch.manual_seed(seed)
+    init_default_scope('mmdet')
     cfg = Config.fromfile(config)
     state = build(cfg.model).state_dict()
     for name, value in state.items():  # an f with slopes

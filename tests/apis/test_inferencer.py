@@ -138,6 +138,15 @@ def test_results_mirror_the_tree_and_damage_is_named(inferencer, folder,
     assert {'score', 'logdensity', 'initial_bbox'} <= set(first)
 
 
+def test_page_shows_all_pictures_and_what_is_missing(inferencer, tmp_path):
+    write(tmp_path / 'in/a & b.png')
+    (tmp_path / 'in/<odd>.jpg').write_text('not an image')
+    inferencer(tmp_path / 'in', out_dir=tmp_path / 'out', compare=True)
+    page = (tmp_path / 'out/index.html').read_text()
+    assert 'src="vis/a%20%26%20b.png.jpg"' in page and 'a &amp; b.png' in page
+    assert '&lt;odd&gt;.jpg: not an image' in page and 'dashed' in page
+
+
 def test_every_damaged_file_is_reported(inferencer, tmp_path):
     reasons = {path.name: reason
                for path, reason in damaged(tmp_path / 'damaged')}

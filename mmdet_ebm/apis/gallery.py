@@ -1,0 +1,59 @@
+"""A page with the pictures of a run, without anything from elsewhere."""
+
+from html import escape
+from pathlib import Path
+from typing import Iterable
+from urllib.parse import quote
+
+from .inputs import Source
+from .store import ResultStore
+
+_PAGE = '''<!DOCTYPE html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1em; }}
+main {{ display: grid; gap: 1em;
+  grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); }}
+figure {{ margin: 0; }}
+img, video {{ width: 100%; }}
+</style>
+<h1>{title}</h1>
+<p>{legend}</p>
+{skipped}
+<main>
+{figures}
+</main>
+'''
+
+
+def write_gallery(store: ResultStore, sources: Iterable[Source],
+                  skipped: dict[str, str], legend: str) -> Path:
+    """Write ``index.html`` of the pictures and videos that are there.
+
+    Args:
+        store: Where they are.
+        sources: Their images and videos.
+        skipped: Reasons by name.
+        legend: What the pictures show.
+    """
+    figures = []
+    for source in sources:
+        file = store.picture_file(source.name, source.is_video)
+        if not file.exists():
+            continue
+        link = quote(file.relative_to(store.folder).as_posix())
+        shown = (f'<video controls src="{link}"></video>' if source.is_video
+                 else f'<a href="{link}"><img loading="lazy" src="{link}"></a>'
+                 )
+        figures.append(f'<figure>{shown}<figcaption>{escape(source.name)}'
+                       '</figcaption></figure>')
+    reasons = ''.join(f'<li>{escape(name)}: {escape(reason)}</li>'
+                      for name, reason in skipped.items())
+    page = store.folder / 'index.html'
+    page.write_text(_PAGE.format(
+        title=f'{len(figures)} images and videos', legend=escape(legend),
+        skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
+        figures='\n'.join(figures)))
+    return page

@@ -1,0 +1,51 @@
+"""Images on their way through the model, in batches."""
+
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator, Optional, Union
+
+import numpy as np
+
+from .inputs import Source
+from .results import ImageResult
+
+
+@dataclass
+class Item:
+    """An image on its way through the model."""
+    result: ImageResult
+    source: Source
+    signature: str
+    image: Optional[np.ndarray] = None  # (H, W, 3), BGR
+    data: Optional[dict] = None  # for the model, if it is to see the image
+
+
+@dataclass
+class EndOfVideo:
+    """All frames of a video have been given out, as far as there are any."""
+    source: Source
+    signature: str
+    num_frames: int
+    complete: bool
+
+
+def batches(items: Iterable[Union[Item, EndOfVideo]], batch_size: int,
+            key: Callable[[Item], object]
+            ) -> Iterator[Union[list[Item], EndOfVideo]]:
+    """Group items by key, a few waiting at a time.
+
+    All that waits is given out before the end of a video.
+    """
+    waiting: dict[object, list[Item]] = {}
+    for item in items:
+        if isinstance(item, EndOfVideo):
+            yield from waiting.values()
+            waiting = {}
+            yield item
+            continue
+        group = waiting.setdefault(key(item), [])
+        group.append(item)
+        if len(group) == batch_size or key(item) is None:
+            yield waiting.pop(key(item))
+        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
+    yield from waiting.values()

@@ -1,0 +1,191 @@
+"""The documentation's commands, run as they stand on a small detector."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hub import get_config
+
+from mmdet_ebm.datasets import DigitsConfig, generate_digits
+
+from .apis.conftest import save_checkpoint, write
+from .apis.test_inputs import write_video
+from .conftest import ROOT, shrink
+
+DOCS = ROOT / 'docs'
+FIRST = 'add_to_your_detector.md'
+# Their commands use what the first one made.
+PAGES = ('inference.md', 'methods.md', 'troubleshooting.md')
+FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+MASK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+NOT_RUN = ('pip install -e .', )  # tools/install.sh does that
+
+
+def blocks(page):
+    """Language and text of the fenced blocks of a page, in order."""
+    return re.findall(r'^```(\w+)\n(.*?)^```$', (DOCS / page).read_text(),
+                      re.M | re.S)
+
+
+def small_config(base, data):
+    """One of mmdet's configs, for the digits and with hardly any weights."""
+    cfg = get_config(f'mmdet::{base}')
+    cfg.model = shrink(cfg.model)
+    for head in ('bbox_head', 'mask_head'):
+        if head in cfg.model.roi_head:
+            cfg.model.roi_head[head].num_classes = 10
+    cfg.model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
+    cfg.model.test_cfg.rcnn.update(score_thr=0.05, max_per_img=5)
+    metainfo = dict(classes=tuple('0123456789'))
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.update(
+            data_root=str(data), ann_file=f'annotations/{split}.json',
+            data_prefix=dict(img='images/'), metainfo=metainfo)
+        for step in loader.dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = (96, 96)
+        if split != 'train':
+            cfg[f'{split}_evaluator'].ann_file = str(
+                data / f'annotations/{split}.json')
+    cfg.train_cfg.val_interval = 12
+    cfg.metainfo = metainfo
+    return cfg
+
+
+def small_digits(folder):
+    """Two images for each split, their objects with masks."""
+    data = generate_digits(folder, DigitsConfig(
+        num_images=dict(train=2, val=2, test=2)))
+    for split in ('train', 'val', 'test'):
+        file = data / f'annotations/{split}.json'
+        annotations = json.loads(file.read_text())
+        for each in annotations['annotations']:
+            x, y, w, h = each['bbox']
+            each['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        file.write_text(json.dumps(annotations))
+    return data
+
+
+def run_line(line, status):
+    """One command of a page; gives its exit status."""
+    words = shlex.split(line, comments=True)
+    if words[:2] == ['echo', '$?']:
+        assert line.split('#')[1].strip() == str(status), line
+        return 0
+    if words[:2] == ['python', '-c']:
+        return subprocess.run([sys.executable, *words[1:]]).returncode
+    assert words[0] == 'python' and words[1].startswith('tools/'), line
+    sys.argv = words[1:]
+    try:
+        runpy.run_path(str(ROOT / words[1]), run_name='__main__')
+    except SystemExit as done:
+        assert not isinstance(done.code, str), f'{line}: {done.code}'
+        return done.code or 0
+    return 0
+
+
+def run_page(page):
+    """All blocks of a page, in the user's folder; gives what they print."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        run_blocks(page)
+    return output.getvalue()
+
+
+def run_blocks(page):
+    status = 0
+    lines = 0
+    for language, text in blocks(page):
+        if text.startswith('_base_'):
+            Path('my_energy.py').write_text(text)
+        elif language == 'python':
+            exec(compile(text, page, 'exec'), {})
+        else:
+            assert language == 'bash', language
+            for line in text.splitlines():
+                if line in NOT_RUN:
+                    continue
+                # A status must be spoken of, unless it is 0.
+                assert status == 0 or line.startswith('echo $?'), line
+                status = run_line(line, status)
+                lines += 1
+    assert status == 0 and lines > 0
+
+
+def follow_first_page(base, folder):
+    """A user's folder, with one of mmdet's detectors, after page one."""
+    data = small_digits(folder / 'data')
+    small_config(base, data).dump('my_faster-rcnn.py')
+    save_checkpoint('my_faster-rcnn.py', 'my_faster-rcnn.pth')
+    for name in ('photos/a.jpg', 'photos/b.png', 'image.jpg',
+                 'damaged/good.png'):
+        write(Path(name), seed=len(name))
+    Path('damaged/bad.jpg').write_text('not an image')
+    write_video(Path('clip.mp4'), 2)
+    return run_page(FIRST)
+
+
+@pytest.fixture(scope='module')
+def users(tmp_path_factory):
+    """Enters the folder of a user of a detector; gives page one's output."""
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys, 'argv', sys.argv)
+    patch.syspath_prepend(ROOT / 'tools')
+    patch.setenv('PYTHONPATH', str(ROOT))
+    # Formatting the config and looking for compilers takes longer than the
+    # rest.
+    patch.setattr('mmengine.runner.runner.collect_env', dict)
+    patch.setattr('mmengine.config.config.FormatCode',
+                  lambda text, **_: (text, False))
+    folders, outputs = {}, {}
+
+    def enter(base):
+        if base not in folders:
+            folders[base] = tmp_path_factory.mktemp('user')
+            patch.chdir(folders[base])
+            outputs[base] = follow_first_page(base, folders[base])
+        patch.chdir(folders[base])
+        return outputs[base]
+
+    yield enter
+    patch.undo()
+
+
+@pytest.mark.parametrize('base', [FASTER, MASK])
+def test_five_minutes_lead_to_a_refined_detector(users, base):
+    output = users(base)
+    assert re.search(r'AP -?[\d.]+ plain, -?[\d.]+ refined', output)
+    prediction = json.loads(Path('outputs/preds/a.jpg.json').read_text())
+    assert prediction['initial_bboxes'] != prediction['bboxes']
+    assert ('masks' in prediction) == (base == MASK)
+    assert Path('outputs/vis/a.jpg.jpg').exists()
+    annotations = json.loads(Path('outputs/predictions.json').read_text())
+    assert len(annotations['images']) == 2
+
+
+@pytest.mark.parametrize('base, page', [
+    (FASTER, 'inference.md'), (FASTER, 'methods.md'),
+    (FASTER, 'troubleshooting.md'), (MASK, 'inference.md')])
+def test_commands_of_the_other_pages_run(users, base, page):
+    users(base)
+    run_page(page)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (FIRST, *PAGES):
+        for link in re.findall(r'\]\(([^)#]*)(?:#[^)]*)?\)',
+                               (DOCS / page).read_text()):
+            if link != 'uncertainty.md':  # to come
+                assert os.path.exists(DOCS / link), (page, link)
