@@ -5,15 +5,17 @@ Each check raises a ValueError that says what was found and what to do.
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Union
 
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch import Tensor, nn
+from torch import nn
 
 from ..models import EnergyRefiner
 from ..models.refinement import Refinement
@@ -99,42 +101,52 @@ def require_weights(model: nn.Module, checkpoint: Union[str, Path],
         detector_only: The energy model's own weights need not be there.
     """
     loaded = load_checkpoint_file(checkpoint)
-    state = {_bare(key): value for key, value in
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    state = {re.sub('^(module[.])+', '', key): value for key, value in
              loaded.get('state_dict', loaded).items()}
-    expected = {_bare(key): value for key, value in model.state_dict().items()
-                if not key.endswith('num_batches_tracked')}
-    refiner = find_refiner(model)
-    prefix = f'{_bare(refiner[0])}.' if refiner else None
-    if prefix and (detector_only or not _refines(model)):
-        expected = {key: value for key, value in expected.items()
-                    if not key.startswith(prefix)}
-    elif prefix and not any(key.startswith(prefix) for key in state):
+    name, refiner = find_refiner(model) or ('', None)
+    prefix = f'{name}.' if refiner is not None else None
+    energy = prefix and not detector_only and _is_refining(model)
+    if energy and not any(key.startswith(prefix) for key in state):
+        stages = ' '.join(f'{switch}=False' for switch in _switches(model))
         raise ValueError(
             f'{checkpoint} holds no weights of an energy model (no key with '
             f'"{prefix}"); train one with this config, use the plain '
-            "detector's config, or switch both stages of its refinement off "
-            '(for example with --cfg-options '
-            'model.roi_head.refinement.energy_nms=False '
-            'model.roi_head.refinement.ascent=False)')
-    missing = [key for key in expected if key not in state]
-    misshapen = [key for key in expected if key in state
-                 and not _loads_as(state[key], expected[key])]
-    if not missing and not misshapen:
+            "detector's config, or switch all stages of its refinement off "
+            f'(--cfg-options {stages})')
+    complaints = [
+        complaint for complaint in _load(model, state)
+        if energy or prefix is None or not complaint.startswith(prefix)]
+    if not complaints:
         return
-    _require_classes_of(checkpoint, loaded, model, misshapen)
-    examples = [
-        f'{key} is {tuple(state[key].shape)} in the checkpoint and '
-        f'{tuple(expected[key].shape)} by the config' for key in misshapen[:2]
-    ] + [f'{key} is not in the checkpoint' for key in missing[:2]]
+    _require_classes_of(checkpoint, loaded, model)
     raise ValueError(
         f'{checkpoint} is not of the model of this config: '
-        f'{len(missing) + len(misshapen)} of {len(expected)} weights do not '
-        f'fit ({"; ".join(examples)}). Name the config that it was trained '
-        'with, or the checkpoint of this one')
+        f'{len(complaints)} weights do not fit ('
+        + '; '.join(complaints[:3]) + '). Name the config that it was '
+        'trained with, or the checkpoint of this one')
 
 
-def _require_classes_of(checkpoint, loaded: dict, model: nn.Module,
-                        misshapen: list[str]) -> None:
+def _load(model: nn.Module, state: dict) -> list[str]:
+    """Load a state as far as it fits; what does not, by the model's names.
+
+    It will be loaded anyway, and only loading knows what a module accepts.
+    """
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:
+        shapes = re.findall(
+            r'size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]', str(error))
+        if not shapes:
+            raise
+        return [f'{key} has shape ({found}) in the checkpoint and ({expected})'
+                ' by the config' for key, found, expected in shapes]
+    return [f'{key} is not in the checkpoint' for key in missing
+            if not key.endswith('num_batches_tracked')]
+
+
+def _require_classes_of(checkpoint, loaded: dict, model: nn.Module) -> None:
     classes = dataset_meta(loaded).get('classes')
     ours = number_of_classes(model)
     if classes is None or ours is None or len(classes) == ours:
@@ -295,23 +307,22 @@ def require_levels(model: nn.Module) -> None:
                 f'{extractor.featmap_strides}{advice}')
 
 
-def _refines(model: nn.Module) -> bool:
-    stages = [module.refinement for module in model.modules()
-              if isinstance(getattr(module, 'refinement', None), Refinement)]
-    return not stages or any(stage.is_on for stage in stages)
+def _stages(model: nn.Module) -> dict[str, Refinement]:
+    """The stages of refinement, by their place in the model's config."""
+    return {'.'.join(filter(None, ('model', name, 'refinement'))):
+            module.refinement for name, module in model.named_modules()
+            if isinstance(getattr(module, 'refinement', None), Refinement)}
 
 
-def _loads_as(found: Tensor, expected: Tensor) -> bool:
-    # The energy head takes a first layer's weight that is flattened, too.
-    return found.shape in (expected.shape, expected.flatten(1).shape
-                           if expected.dim() > 2 else expected.shape)
+def _is_refining(model: nn.Module) -> bool:
+    stages = _stages(model)
+    return not stages or any(stage.is_on for stage in stages.values())
 
 
-def _bare(key: str) -> str:
-    """A parameter's name without the wrappers of its model."""
-    while key.startswith('module.'):
-        key = key[len('module.'):]
-    return key
+def _switches(model: nn.Module) -> list[str]:
+    return [f'{place}.{name}' for place, stage in _stages(model).items()
+            for name in ('energy_nms', 'ascent', 'uncertainty')
+            if getattr(stage, name)]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,0 +1,85 @@
+"""Which checkpoints fit which models."""
+
+import pytest
+import torch
+from mmdet.models import DetTTAModel
+from mmengine.config import ConfigDict
+
+from mmdet_ebm.apis.checks import is_frozen, number_of_classes, require_weights
+
+from ..conftest import build, energy_model_cfg
+
+
+@pytest.fixture(scope='module')
+def plain_cfg():
+    cfg = energy_model_cfg()
+    cfg.type = 'FasterRCNN'
+    cfg.pop('freeze_detector')
+    cfg.roi_head.type = 'StandardRoIHead'
+    for key in ('refiner', 'refinement'):
+        cfg.roi_head.pop(key, None)
+    return cfg
+
+
+def wrapped(plain_cfg, **changes):
+    """Any detector with an energy model behind it."""
+    return build(ConfigDict(
+        type='EnergyDetector', detector=plain_cfg, refiner=dict(
+            type='EnergyRefiner', head=dict(fc_out_channels=16),
+            loss=dict(type='NCEPlusLoss')), **changes))
+
+
+def save(model, path, prefix=''):
+    torch.save({prefix + key: value
+                for key, value in model.state_dict().items()}, path)
+    return path
+
+
+def test_plain_checkpoint_fits_every_way_to_add_an_energy_model(plain_cfg,
+                                                                tmp_path):
+    plain = build(plain_cfg)
+    for prefix in ('', 'module.'):
+        file = save(plain, tmp_path / 'plain.pth', prefix)
+        require_weights(plain, file)
+        for model in (build(energy_model_cfg()), wrapped(plain_cfg)):
+            assert is_frozen(model)
+            require_weights(model, file, detector_only=True)
+            with pytest.raises(ValueError, match='no weights of an energy'):
+                require_weights(model, file)
+
+
+def test_advice_names_the_switches_of_the_model(plain_cfg, tmp_path):
+    file = save(build(plain_cfg), tmp_path / 'plain.pth')
+    with pytest.raises(ValueError, match=r'model.refinement.ascent=False\)'):
+        require_weights(wrapped(plain_cfg), file)
+    off = dict(energy_nms=False, ascent=False)
+    require_weights(wrapped(plain_cfg, refinement=off), file)
+    with pytest.raises(ValueError, match='model.refinement.uncertainty=False'):
+        require_weights(wrapped(plain_cfg, refinement=dict(
+            off, uncertainty=True)), file)
+
+
+def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
+    model = build(energy_model_cfg())
+    file = save(model, tmp_path / 'energy.pth')
+    require_weights(model, file)
+    require_weights(DetTTAModel(module=model), file)
+    state = torch.load(file)
+    state.pop('backbone.conv1.weight')
+    torch.save(state, file)
+    with pytest.raises(ValueError, match='backbone.conv1.weight is not in'):
+        require_weights(model, file, detector_only=True)
+    state = model.state_dict()
+    state['roi_head.refiner.head.fc_logdensity.bias'] = torch.zeros(9)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r'shape \(9\) in the checkpoint and '
+                                         r'\(3\) by the config'):
+        require_weights(model, file)
+    # It is trained anew.
+    require_weights(model, file, detector_only=True)
+
+
+def test_classes_are_counted_in_the_box_head(plain_cfg):
+    for model in (build(plain_cfg), build(energy_model_cfg()),
+                  wrapped(plain_cfg)):
+        assert number_of_classes(model) == 3
