@@ -174,7 +174,7 @@ class EnergyDetInferencer:
             raise ValueError(f'batch_size must be positive, got {batch_size}')
         start = time.perf_counter()
         self.summary = Summary()
-        sources = expand_inputs(inputs, recursive, self._num_arrays)
+        sources = expand_inputs(inputs, recursive, self._num_arrays, out_dir)
         self._num_arrays += sum(source.path is None for source in sources)
         store = None
         if out_dir:

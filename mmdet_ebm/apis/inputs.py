@@ -66,7 +66,8 @@ class Source:
 
 def expand_inputs(inputs: InputsType,
                   recursive: bool = False,
-                  first_array: int = 0) -> list[Source]:
+                  first_array: int = 0,
+                  exclude: Union[str, Path] = '') -> list[Source]:
     """The images and videos that inputs stand for, each with a name.
 
     A folder stands for the images and videos in it, in the order of their
@@ -79,6 +80,7 @@ def expand_inputs(inputs: InputsType,
             pattern, image array (see :func:`read_image`).
         recursive: Look into subfolders of folders.
         first_array: Number of the first array, by which arrays are named.
+        exclude: Folder of which nothing is taken: that of the results.
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder or pattern
@@ -92,7 +94,7 @@ def expand_inputs(inputs: InputsType,
         if isinstance(entry, np.ndarray):
             contents.append(entry)
         elif isinstance(entry, (str, Path)):
-            root, found = _files(entry, recursive)
+            root, found = _files(entry, recursive, exclude)
             roots.append(root)
             contents += found
         else:
@@ -113,16 +115,17 @@ def expand_inputs(inputs: InputsType,
     return sources
 
 
-def _files(entry: Union[str, Path],
-           recursive: bool) -> tuple[Path, list[Path]]:
+def _files(entry: Union[str, Path], recursive: bool,
+           exclude: Union[str, Path]) -> tuple[Path, list[Path]]:
     """The folder that names are counted from, and the files below it."""
     path = Path(os.path.abspath(entry))
+    excluded = Path(os.path.abspath(exclude)) if exclude else None
     if path.is_dir():
         # Dangling links are kept, to be reported by name.
         found = sorted(
             file for file in path.glob('**/*' if recursive else '*')
             if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-            and not file.is_dir())
+            and excluded not in file.parents and not file.is_dir())
         if not found:
             raise FileNotFoundError(
                 f'no image or video in the folder {entry} (looked for '
@@ -132,8 +135,10 @@ def _files(entry: Union[str, Path],
     if path.exists() or path.is_symlink():
         return path.parent, [path]
     if glob.has_magic(str(entry)):
-        found = [Path(file) for file in sorted(
-            glob.glob(str(path), recursive=True)) if not os.path.isdir(file)]
+        found = [
+            file for file in map(Path, sorted(glob.glob(str(path),
+                                                        recursive=True)))
+            if excluded not in file.parents and not file.is_dir()]
         if not found:
             raise FileNotFoundError(f'no file matches {entry}')
         fixed = path.parent

@@ -8,6 +8,9 @@ import numpy as np
 from .inputs import Source
 from .results import ImageResult
 
+# Images that wait for others of their shape, together.
+MAX_BYTES = 2**28
+
 
 @dataclass
 class Item:
@@ -46,6 +49,12 @@ def batches(items: Iterable[Union[Item, EndOfVideo]], batch_size: int,
         group.append(item)
         if len(group) == batch_size or key(item) is None:
             yield waiting.pop(key(item))
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+        elif _is_crowded(waiting.values(), batch_size):
             yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
     yield from waiting.values()
+
+
+def _is_crowded(groups: Iterable[list[Item]], batch_size: int) -> bool:
+    images = [item.image for group in groups for item in group]
+    return (len(images) >= 4 * batch_size or sum(
+        image.nbytes for image in images if image is not None) > MAX_BYTES)

@@ -44,6 +44,11 @@ def build_model(config: Union[str, Path, Config, None],
     require_registered(config)
     if device is None:
         device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'cannot compute on {device}: {reason}') from error
     model = init_detector(config, str(checkpoint), device=device,
                           cfg_options={})
     require_levels(model)

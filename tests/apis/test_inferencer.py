@@ -325,3 +325,31 @@ def test_plain_config_is_refused(tmp_path):
     checkpoint = save_checkpoint(config, tmp_path / 'plain.pth')
     with pytest.raises(ValueError, match='no energy model'):
         EnergyDetInferencer(config, checkpoint)
+
+
+def test_own_pictures_are_not_taken_for_inputs(inferencer, folder):
+    for _ in range(2):
+        result = inferencer(folder, recursive=True, out_dir=folder / 'out')
+        assert result['names'] == NAMES
+
+
+def test_device_that_is_not_there_is_named(energy_files):
+    for device in ('cuda:99', 'abacus'):
+        with pytest.raises(ValueError, match=f'cannot compute on {device}'):
+            EnergyDetInferencer(*energy_files, device=device)
+
+
+def test_uncertainties_do_not_depend_on_the_batch(energy_files):
+    """They come from samples, which must not be the luck of the draw."""
+    inferencer = EnergyDetInferencer(
+        *energy_files, device='cpu', show_progress=False,
+        cfg_options={'model.roi_head.refinement.uncertainty': True})
+    images = [picture(seed=i) for i in range(3)]
+    single = inferencer(images)['predictions']
+    batched = inferencer(images, batch_size=3)['predictions']
+    for one, other in zip(single, batched):
+        assert_equal(one, other)
+        for field in ('box_std', 'box_logprobs'):
+            np.testing.assert_allclose(
+                np.array(one[field], float), np.array(other[field], float),
+                rtol=1e-2)
