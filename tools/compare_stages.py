@@ -1,10 +1,10 @@
 """Compare the stages of the refinement over several seeds, with intervals.
 
-Evaluates each checkpoint of an energy config with every stage switched on and
-off, on the val or test split, and prints AP, AP50, AP75 and AP90 as mean and
-range over the checkpoints, with the seconds an image takes. For each stage,
-and for a control if one is given, the difference of the means carries a 95 %
-bootstrap interval over images.
+Evaluates each checkpoint of an energy config with every stage that its
+detector knows switched on and off, on the val or test split, and prints AP,
+AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
+image takes. For each stage, and for a control if one is given, the difference
+of the means carries a 95 % bootstrap interval over images.
 
   python tools/compare_stages.py CONFIG seed0.pth seed1.pth seed2.pth \\
       --control-config PLAIN_CONFIG --control c0.pth c1.pth c2.pth
@@ -97,8 +97,10 @@ def evaluate(args):
         model = build_model(args.config, checkpoint, args.device,
                             args.cfg_options)
         for stage, switches in STAGES.items():
-            model.roi_head.refinement = dataclasses.replace(
-                model.roi_head.refinement, **switches)
+            if switches['energy_nms'] and not model.orders_by_energy:
+                continue
+            model.refinement = dataclasses.replace(model.refinement,
+                                                   **switches)
             add(stage, model)
     for checkpoint in args.control:
         add('control', build_model(args.control_config, checkpoint,
@@ -129,9 +131,11 @@ def table(figures: dict) -> str:
 def main() -> None:
     args = parse_args()
     matched, seconds = evaluate(args)
-    pairs = [(stage, 'plain') for stage in STAGES if stage != 'plain']
+    pairs = [(stage, 'plain') for stage in matched
+             if stage not in ('plain', 'control')]
     if args.control:
-        pairs += [('both', 'control'), ('ascent', 'control')]
+        pairs += [(stage, 'control') for stage in ('both', 'ascent')
+                  if stage in matched]
     figures = dict(
         config=args.config, split=args.split, torch=torch.__version__,
         threads=torch.get_num_threads(),

@@ -92,7 +92,8 @@ def build_config(args: argparse.Namespace) -> Config:
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     if (trains_energy_alone(cfg) and not cfg.get('resume')
-            and not cfg.get('load_from')):
+            and not cfg.get('load_from')
+            and not cfg.model.get('detector', {}).get('init_cfg')):
         raise SystemExit(
             'the detector is frozen and there is no checkpoint to take it '
             'from: set load_from in the config or with --cfg-options '

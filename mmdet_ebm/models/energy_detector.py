@@ -73,7 +73,7 @@ class EnergyDetector(TrainsEnergyModel, BaseDetector):
             refiner, self._num_classes(refiner), **self._levels(refiner))
         self.refinement = self._refinement(refinement or {})
         self.freeze_if_wanted(freeze_detector)
-        self._register_load_state_dict_pre_hook(self._prefix_plain_keys)
+        self._register_load_state_dict_pre_hook(self.prefix_plain_keys)
 
     # --------------------------------------------------------- construction
 
@@ -123,8 +123,9 @@ class EnergyDetector(TrainsEnergyModel, BaseDetector):
                 'model.refinement.energy_nms=False')
 
     @staticmethod
-    def _prefix_plain_keys(state_dict: dict, prefix: str, *args) -> None:
-        """Let a plain detector's state be loaded as this one's."""
+    def prefix_plain_keys(state_dict: dict, prefix: str = '',
+                          *args) -> None:
+        """Rename a plain detector's state to this one's, in place."""
         own = (prefix + 'detector.', prefix + 'refiner.')
         if any(key.startswith(own[0]) for key in state_dict):
             return
