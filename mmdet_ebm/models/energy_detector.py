@@ -125,13 +125,23 @@ class EnergyDetector(TrainsEnergyModel, BaseDetector):
     @staticmethod
     def prefix_plain_keys(state_dict: dict, prefix: str = '',
                           *args) -> None:
-        """Rename a plain detector's state to this one's, in place."""
-        own = (prefix + 'detector.', prefix + 'refiner.')
+        """Rename a plain detector's state to this one's, in place.
+
+        So with the state of an ``EnergyTwoStageDetector``, whose energy model
+        lies in its RoI head.
+        """
+        own = tuple(prefix + name for name in ('detector.', 'refiner.'))
         if any(key.startswith(own[0]) for key in state_dict):
             return
+        inner = prefix + 'roi_head.refiner.'
         for key in list(state_dict):
-            if key.startswith(prefix) and not key.startswith(own):
-                state_dict[own[0] + key[len(prefix):]] = state_dict.pop(key)
+            if key.startswith(inner):
+                new = own[1] + key[len(inner):]
+            elif key.startswith(prefix) and not key.startswith(own):
+                new = own[0] + key[len(prefix):]
+            else:
+                continue
+            state_dict[new] = state_dict.pop(key)
 
     # ------------------------------------------------------------- training
 

@@ -12,7 +12,8 @@ from mmengine.hub import get_config
 
 from mmdet_ebm.models import EnergyDetector, Refinement
 
-from ..conftest import batch, build, detect_everything, shrink
+from ..conftest import (batch, build, detect_everything, energy_model_cfg,
+                        shrink)
 
 FAMILIES = {
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -282,6 +283,69 @@ def test_keys_with_the_prefix_load_too(tmp_path):
         strict=False)
     assert torch.equal(again.detector.backbone.conv1.weight,
                        plain.backbone.conv1.weight)
+
+
+def test_it_is_the_same_energy_model_as_in_the_roi_head():
+    """A checkpoint of one gives the same results in the other."""
+    cfg = energy_model_cfg()
+    inside = detect_everything(build(cfg))
+    torch.nn.init.normal_(inside.refiner.head.fc_logdensity.weight)
+    refiner = cfg.roi_head.pop('refiner')
+    cfg.roi_head.pop('refinement')
+    cfg.update(type='FasterRCNN')
+    cfg.roi_head.type = 'StandardRoIHead'
+    cfg.pop('freeze_detector')
+    around = detect_everything(build(ConfigDict(
+        type='EnergyDetector', detector=cfg, refiner=refiner)))
+    around.load_state_dict(inside.state_dict(), strict=True)
+    inputs, samples = batch()
+    for ours, theirs in zip(results(around, inputs, samples),
+                            results(inside, inputs, samples), strict=True):
+        assert_equal(ours, theirs, atol=0, rtol=0)
+    torch.manual_seed(0)
+    ours = around.train().loss(inputs, copy.deepcopy(samples))
+    torch.manual_seed(0)
+    theirs = inside.train().loss(inputs, samples)
+    assert torch.equal(ours['loss_energy'], theirs['loss_energy'])
+
+
+@pytest.mark.parametrize('family', ['ATSS', 'Mask R-CNN'])
+def test_plain_results_and_uncertainties_come_along(family, pair):
+    plain, model = pair
+    model._adapter.test_cfg.max_per_img = 5
+    plain.test_cfg.get('rcnn', plain.test_cfg).max_per_img = 5
+    inputs, samples = batch()
+    model.refinement = Refinement(uncertainty=True, keep_plain=True)
+    for ours, small, theirs in zip(
+            results(model, inputs, samples),
+            results(model, inputs, samples, False),
+            results(plain, inputs, samples), strict=True):
+        torch.testing.assert_close(ours.plain_instances.bboxes, theirs.bboxes)
+        assert torch.equal(ours.plain_instances.scores, theirs.scores)
+        assert ours.box_std.shape == (len(ours), 4)
+        assert ours.box_logprobs.shape == (len(ours), )
+        # Samples differ from call to call.
+        ratio = ours.box_std.nanmedian() / small.box_std.nanmedian()
+        assert 1.2 < ratio < 3.3
+
+
+def test_a_copy_is_a_model_of_its_own():
+    """As for moving averages of weights."""
+    model = detect_everything(wrapped(plain_cfg('RetinaNet')))
+    inputs, samples = batch()
+    before = results(model, inputs, samples)
+    other = copy.deepcopy(model)
+    assert other._adapter.detector is other.detector
+    for ours, theirs in zip(results(other, inputs, samples), before,
+                            strict=True):
+        assert_equal(ours, theirs, atol=0, rtol=0)
+    torch.nn.init.zeros_(other.detector.bbox_head.retina_reg.weight)
+    torch.nn.init.zeros_(other.detector.neck.fpn_convs[0].conv.weight)
+    assert not torch.allclose(results(other, inputs, samples)[0].bboxes,
+                              before[0].bboxes)
+    for ours, theirs in zip(results(model, inputs, samples), before,
+                            strict=True):
+        assert_equal(ours, theirs, atol=0, rtol=0)
 
 
 def test_ordering_a_detector_without_nms_is_refused():
