@@ -65,7 +65,6 @@ def main() -> None:
         config = Config.fromfile(args.config)
         init_default_scope('mmdet')
         model = MODELS.build(config.model)
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         conversion = convert_checkpoint(args.checkpoint, args.out, model)
     print(report(conversion))
     print(f'wrote {args.out}')

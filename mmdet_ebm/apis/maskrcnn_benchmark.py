@@ -126,6 +126,10 @@ def convert_state_dict(source: Mapping[str, Tensor],
             changed[came_from[weight]] = (
                 "times sqrt(1 + eps / variance), as mmdet's norm has an eps")
             state[f'{name}.num_batches_tracked'] = torch.tensor(0)
+    first = f'{ENERGY}head.shared_fcs.0.weight'
+    if first in state and state[first].shape == expected[first].flatten(
+            1).shape:
+        state[first] = state[first].view_as(expected[first])
     misshapen = [f'{came_from[new]} as {tuple(state[new].shape)} for '
                  f'{new} of {tuple(value.shape)}'
                  for new, value in expected.items()
@@ -164,6 +168,7 @@ def convert_checkpoint(path: Union[str, Path], out: Union[str, Path],
     missing, unexpected = model.load_state_dict(conversion.state_dict,
                                                 strict=conversion.has_energy)
     assert not unexpected and all(key.startswith(ENERGY) for key in missing)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     aside = Path(out).with_name(f'{Path(out).name}.{os.getpid()}.partial')
     try:
         torch.save(

@@ -27,7 +27,7 @@ class DetectronAnchorGenerator(AnchorGenerator):
     """Anchors whose sides are rounded before they are scaled.
 
     For a stride of 4 and a scale of 8: 48 x 24, 32 x 32, 24 x 48. mmdet's
-    ``LegacyAnchorGenerator`` rounds corners in the end, to 45 x 23 for the
+    ``LegacyAnchorGenerator`` rounds corners in the end, to 46 x 22 for the
     first. Arguments are ``AnchorGenerator``'s.
     """
 
