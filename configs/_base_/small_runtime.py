@@ -1,7 +1,9 @@
 # What every small, CPU-sized experiment of this project shares.
 _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(
-    imports=['mmdet_ebm.models', 'mmdet_ebm.evaluation'],
+    imports=[
+        'mmdet_ebm.models', 'mmdet_ebm.evaluation', 'mmdet_ebm.engine'
+    ],
     allow_failed_imports=False)
 default_hooks = dict(
     logger=dict(interval=20),

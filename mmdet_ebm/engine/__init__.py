@@ -1,16 +1,17 @@
-"""Training that runs in several processes and resumes where it was cut off.
+"""Training in several processes, resumed where it was cut off, and watched.
 
 Importing this package registers the loops, the hook and the optimiser wrapper
-that ``tools/train.py`` puts into a config.
+that ``tools/train.py`` puts into a config, and a hook that draws energy maps.
 """
 
 from .bfloat16 import BFloat16OptimWrapper
 from .checkpoints import AtomicCheckpointHook, latest_checkpoint
+from .energy_map_hook import EnergyMapHook
 from .launch import join_processes, make_resumable, use_amp
 from .loops import ResumableEpochTrainLoop, ResumableIterTrainLoop
 
 __all__ = [
-    'AtomicCheckpointHook', 'BFloat16OptimWrapper', 'ResumableEpochTrainLoop',
-    'ResumableIterTrainLoop', 'join_processes', 'latest_checkpoint',
-    'make_resumable', 'use_amp'
+    'AtomicCheckpointHook', 'BFloat16OptimWrapper', 'EnergyMapHook',
+    'ResumableEpochTrainLoop', 'ResumableIterTrainLoop', 'join_processes',
+    'latest_checkpoint', 'make_resumable', 'use_amp'
 ]

@@ -1,5 +1,10 @@
 """Pictures of boxes and energies."""
 
-from .refinement import draw_refinement
+from .energy_map import EnergyMapFigure
+from .refinement import draw_refinement, draw_side_bands
+from .reliability import draw_reliability
 
-__all__ = ['draw_refinement']
+__all__ = [
+    'EnergyMapFigure', 'draw_refinement', 'draw_reliability',
+    'draw_side_bands'
+]

@@ -65,3 +65,15 @@ def test_calibration_needs_an_energy_model(energy, monkeypatch, tmp_path):
     plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', tmp_path)
     with pytest.raises(SystemExit, match='has no energy model'):
         calibrate(monkeypatch, (plain, checkpoint), tmp_path / 'out')
+
+
+def test_energy_maps_of_an_image(energy, digits, monkeypatch, tmp_path):
+    config, checkpoint = energy
+    image = min((digits / 'images').glob('test_*.png'))
+    arguments = (config, checkpoint, image, '--out-dir', tmp_path,
+                 '--resolution', '5', '--device', 'cpu', '--detection')
+    run_tool(monkeypatch, 'analysis/energy_map', *arguments, '3', '--gif')
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{image.stem}_3.{kind}' for kind in ('png', 'gif')}
+    with pytest.raises(SystemExit, match='no detection 500: the image has'):
+        run_tool(monkeypatch, 'analysis/energy_map', *arguments, '500')
