@@ -346,6 +346,7 @@ class EnergyDetInferencer:
             if pictures.wanted:
                 picture = pictures.draw(source, item.image, result.prediction)
                 result.picture = picture if pictures.always else None
+                result.redrawn = result.kept
                 if not source.is_video:
                     details['picture'] = pictures.settings
         if store is not None:

@@ -28,6 +28,7 @@ class ImageResult:
         picture: (H, W, 3) uint8 RGB, if it was asked for.
         error: Why it was skipped.
         kept: Whether the prediction is an earlier run's.
+        redrawn: Whether it was kept, and a picture drawn of it.
         sample: mmdet's result, unless ``kept``.
         index: Its place in the order of the inputs.
     """
@@ -36,6 +37,7 @@ class ImageResult:
     picture: Optional[np.ndarray] = None
     error: Optional[str] = None
     kept: bool = False
+    redrawn: bool = False
     sample: Optional[DetDataSample] = None
     index: int = 0
 
@@ -52,11 +54,13 @@ class Summary:
     Attributes:
         done: Images (frames) with a result, including the kept ones.
         kept: Those whose results an earlier run had left.
+        redrawn: Those of the kept ones whose pictures were drawn anew.
         skipped: Reason, by name.
         seconds: Duration.
     """
     done: int = 0
     kept: int = 0
+    redrawn: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -66,13 +70,16 @@ class Summary:
         else:
             self.done += 1
             self.kept += result.kept
+            self.redrawn += result.redrawn
 
     def __str__(self) -> str:
         new = self.done - self.kept
-        earlier = f' ({self.kept} by an earlier run)' if self.kept else ''
+        earlier = f'{self.kept} by an earlier run' if self.kept else ''
+        if self.redrawn:
+            earlier += f', {self.redrawn} of them drawn anew'
         rate = f', {new / self.seconds:.1f} images/s' if new else ''
-        lines = [f'{self.done} done{earlier}, {len(self.skipped)} skipped, '
-                 f'in {self.seconds:.1f} s{rate}']
+        lines = [f'{self.done} done{f" ({earlier})" if earlier else ""}, '
+                 f'{len(self.skipped)} skipped, in {self.seconds:.1f} s{rate}']
         lines += [f'skipped {name}: {reason}'
                   for name, reason in self.skipped.items()]
         return '\n'.join(lines)

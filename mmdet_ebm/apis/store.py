@@ -227,5 +227,5 @@ def _differences(old: Any, new: Any, key: str = '') -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = 'not set' if value is None else str(value)
     return text if len(text) <= 60 else f'{text[:57]}...'

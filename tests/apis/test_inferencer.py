@@ -194,6 +194,8 @@ def test_pictures_follow_their_settings_without_computing(
     assert len(plain) == 4
     compared = pictures(pred_score_thr=0.0, compare=True)
     assert all(plain[name] != compared[name] for name in plain)
+    assert '(4 by an earlier run, 4 of them drawn anew)' in str(
+        inferencer.summary)
     assert pictures(pred_score_thr=0.0) == plain
     (tmp_path / 'out/vis/x.png.jpg').unlink()
     assert pictures(pred_score_thr=0.0) == plain
@@ -208,8 +210,7 @@ def test_results_of_another_model_are_not_mixed(inferencer, energy_files,
     other = EnergyDetInferencer(
         config, checkpoint, device='cpu', show_progress=False,
         cfg_options={'model.roi_head.refiner.num_steps': 3})
-    with pytest.raises(ValueError, match=r'refiner.num_steps was None and is '
-                                         '3'):
+    with pytest.raises(ValueError, match='num_steps was not set and is 3'):
         other(path, out_dir=out)
     other(path, out_dir=out, overwrite=True)
     with pytest.raises(ValueError, match='other settings'):
