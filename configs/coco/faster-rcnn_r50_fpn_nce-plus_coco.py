@@ -21,7 +21,7 @@ model = dict(
                 sigmas=(0.075, 0.15, 0.3),
                 beta=0.1,
                 num_samples=127),
-            num_steps=10,
+            # The published ascent: num_steps=10, step_rule='decay'.
             step_length=(80e-5, 32e-4)),
         refinement=dict(energy_nms=True, ascent=True)))
 # mmdet's own checkpoint of the base config, AP 37.4. A local path works too.

@@ -1,6 +1,7 @@
 """The method in plain PyTorch: noise, losses, ascent. Imports no mmdet."""
 
-from .ascent import AscentResult, gradient_ascent, stopping_ascent
+from .ascent import (STEP_RULES, AscentResult, decayed_steps, gradient_ascent,
+                     secant_steps, stopping_ascent)
 from .diagnostics import RecordedLogDensity, separation, training_figures
 from .langevin import langevin_chain
 from .losses import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, NCEPlus,
@@ -14,8 +15,10 @@ from .uncertainty import (DensitySamples, Laplace, SampleWeights, hessian,
 __all__ = [
     'AscentResult', 'DSM', 'DensitySamples', 'GaussianMixtureNoise', 'IoUNet',
     'KLDIS', 'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus',
-    'RecordedLogDensity', 'SM', 'SampleWeights', 'gradient_ascent', 'hessian',
+    'RecordedLogDensity', 'SM', 'STEP_RULES', 'SampleWeights',
+    'decayed_steps', 'gradient_ascent', 'hessian',
     'langevin_chain', 'laplace', 'noise_logprob', 'quasi_random_noise',
-    'relative_iou', 'sample_density', 'sample_noise', 'separation',
+    'relative_iou', 'sample_density', 'sample_noise', 'secant_steps',
+    'separation',
     'stopping_ascent', 'training_figures', 'weigh_samples'
 ]

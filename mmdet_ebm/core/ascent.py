@@ -1,7 +1,8 @@
-"""Gradient ascent on a log-density, each candidate with its own step."""
+"""Gradient ascent on a log-density, each candidate with its own steps."""
 
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from types import MappingProxyType
+from typing import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,15 +26,62 @@ class AscentResult:
     num_accepted: Tensor
 
 
+def decayed_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
+                  decay: float) -> Tensor:
+    """The published rule: after a refused move, all lengths shrink.
+
+    Args:
+        step: (N, S, D) present step lengths.
+        move: (N, S, D) the last move, step times gradient.
+        change: (N, S, D) change of the gradient along it.
+        kept: (N, S) whether it was kept.
+        decay: Factor on the lengths after a refused one.
+
+    Returns:
+        (N, S, D) the next step lengths.
+    """
+    del move, change
+    return torch.where(kept[..., None], step, step * decay)
+
+
+def secant_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
+                 decay: float) -> Tensor:
+    r"""Newton's step with the curvature that the last move met.
+
+    In each dimension the gradient changed by :math:`\Delta g` over a move of
+    :math:`s`; where it fell along it, f has its maximum there after a step of
+    length :math:`-s / \Delta g` times the gradient, if the curvature stays.
+    A refused move tells the curvature as well. A length changes by a factor
+    of 1/4 to 2 at a time, and does not grow after a refused move; without such
+    a maximum in sight it follows :func:`decayed_steps`. Arguments and result
+    as there.
+    """
+    falls = move * change < 0  # False for NaN
+    secant = -move / torch.where(falls, change, 1)
+    secant = secant.clamp(min=step / 4,
+                          max=torch.where(kept[..., None], 2 * step, step))
+    return torch.where(falls, secant,
+                       decayed_steps(step, move, change, kept, decay))
+
+
+STEP_RULES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    dict(decay=decayed_steps, secant=secant_steps))
+
+
 def gradient_ascent(logdensity_fn: LogDensityFn,
                     init: Tensor,
                     step_length: Sequence[float],
                     num_steps: int = 10,
-                    step_decay: float = 0.5) -> AscentResult:
+                    step_decay: float = 0.5,
+                    step_rule: str = 'decay') -> AscentResult:
     r"""Move candidates uphill, :math:`y \leftarrow y + \lambda \nabla_y f(y)`.
 
-    A step is kept where f did not fall; elsewhere the candidate stays and its
-    own step lengths shrink by ``step_decay``. A step to a NaN is never kept.
+    A step is kept where f did not fall; elsewhere the candidate stays. A step
+    to a NaN is never kept. The lengths of the next step follow a rule:
+    'decay' is the published one, which shrinks them after a refused step;
+    'secant' also follows the curvature that a step met, and climbs as far in
+    fewer steps.
+
     The evaluation that judges a step is also the one that the next step
     differentiates, so ``num_steps`` steps cost ``num_steps + 1`` forward and
     ``num_steps`` backward passes. Only the gradient in y is computed, no value
@@ -44,18 +92,20 @@ def gradient_ascent(logdensity_fn: LogDensityFn,
         logdensity_fn: y (N, S, D) -> f (N, S). Candidates must not influence
             each other's values.
         init: (N, S, D) start.
-        step_length: D step lengths, one for each dimension.
+        step_length: D lengths of the first step, one for each dimension.
         num_steps: Steps to try.
         step_decay: Factor on a candidate's steps after one that was refused.
+        step_rule: 'decay' or 'secant', see :func:`decayed_steps` and
+            :func:`secant_steps`.
 
     Returns:
         The last kept candidates; nothing in it carries a graph.
 
     Raises:
-        ValueError: If the shapes or numbers do not fit.
+        ValueError: If the shapes, numbers or the rule do not fit.
 
     Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
-    arXiv 2005.01698, algorithm S1 of the supplement.
+    arXiv 2005.01698, algorithm S1 of the supplement, for 'decay'.
     """
     if init.dim() != 3 or len(step_length) != init.shape[-1]:
         raise ValueError(
@@ -64,6 +114,9 @@ def gradient_ascent(logdensity_fn: LogDensityFn,
     if num_steps < 0 or not 0 < step_decay < 1:
         raise ValueError('expected num_steps >= 0 and 0 < step_decay < 1, got '
                          f'{num_steps} and {step_decay}')
+    if step_rule not in STEP_RULES:
+        raise ValueError(f'step_rule must be one of {", ".join(STEP_RULES)}, '
+                         f'got {step_rule!r}')
 
     # enable_grad alone does not undo inference_mode.
     with torch.inference_mode(False), torch.enable_grad():
@@ -75,15 +128,17 @@ def gradient_ascent(logdensity_fn: LogDensityFn,
         initial = value
         accepted = torch.zeros_like(value, dtype=torch.int64)
         for i in range(num_steps):
-            proposal = y + step * grad
+            move = step * grad
+            proposal = y + move
             new_value, new_grad = _value_and_grad(logdensity_fn, proposal,
                                                   i + 1 < num_steps)
             keep = new_value >= value  # False for NaN
             y = torch.where(keep[..., None], proposal, y)
             value = torch.where(keep, new_value, value)
             if new_grad is not None:
+                step = STEP_RULES[step_rule](step, move, new_grad - grad, keep,
+                                             step_decay)
                 grad = torch.where(keep[..., None], new_grad, grad)
-                step = torch.where(keep[..., None], step, step * step_decay)
             accepted = accepted + keep
     return AscentResult(y, value, initial, accepted)
 

@@ -10,8 +10,9 @@ from mmengine.dist import get_world_size
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..core import (AscentResult, LogDensityFn, RecordedLogDensity,
-                    gradient_ascent, stopping_ascent, training_figures)
+from ..core import (STEP_RULES, AscentResult, LogDensityFn,
+                    RecordedLogDensity, gradient_ascent, stopping_ascent,
+                    training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
 from .uncertainty import BoxUncertainty, build_estimator
 
@@ -83,8 +84,11 @@ class EnergyRefiner(BaseModule):
         head: Config of an ``EnergyHead``.
         loss: Config of a training method, such as ``NCEPlusLoss``.
         num_steps: Ascent steps.
-        step_length: Step lengths for the centre and the size.
+        step_length: Lengths of the first step, for the centre and the size.
         step_decay: Factor on a box's steps after a step that was refused.
+        step_rule: 'secant', which follows the curvature of f, or 'decay', the
+            published one, which took 10 steps; see
+            :func:`mmdet_ebm.core.gradient_ascent`.
         min_box_size: Boxes with a side below this many network-input pixels
             are neither trained on nor moved: their features lie within one
             cell, and their noise is far below a pixel.
@@ -102,9 +106,10 @@ class EnergyRefiner(BaseModule):
                  roi_extractor: dict,
                  head: dict,
                  loss: dict,
-                 num_steps: int = 10,
+                 num_steps: int = 4,
                  step_length: tuple[float, float] = (80e-5, 32e-4),
                  step_decay: float = 0.5,
+                 step_rule: str = 'secant',
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
                  uncertainty: Optional[dict] = None,
@@ -113,6 +118,9 @@ class EnergyRefiner(BaseModule):
         if len(step_length) != 2 or min(step_length) < 0:
             raise ValueError('step_length must be two numbers, for centre and '
                              f'size, not negative; got {step_length}')
+        if step_rule not in STEP_RULES:
+            raise ValueError(f'step_rule must be one of '
+                             f'{", ".join(STEP_RULES)}; got {step_rule!r}')
         self.roi_extractor = MODELS.build(roi_extractor)
         self.head = MODELS.build(head)
         self.loss_energy = MODELS.build(loss)
@@ -127,6 +135,7 @@ class EnergyRefiner(BaseModule):
         self.num_steps = num_steps
         self.step_length = tuple(step_length)
         self.step_decay = step_decay
+        self.step_rule = step_rule
         self.min_box_size = min_box_size
         self.fix_level = fix_level
         self.uncertainty_estimator = build_estimator(
@@ -296,7 +305,7 @@ class EnergyRefiner(BaseModule):
         result = gradient_ascent(
             lambda t: corner_logdensity_fn(relative_to_boxes(t, reference)),
             torch.zeros_like(reference), (centre, centre, size, size),
-            self.num_steps, self.step_decay)
+            self.num_steps, self.step_decay, self.step_rule)
         return relative_to_boxes(result.y, reference)[:, 0], result
 
     def uncertainty(self, surface: FeatureSurface,

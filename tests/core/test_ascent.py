@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmdet_ebm.core import gradient_ascent, stopping_ascent
+from mmdet_ebm.core import (decayed_steps, gradient_ascent, secant_steps,
+                            stopping_ascent)
 
 PEAK = torch.tensor([1.0, -2.0])
 
@@ -48,6 +49,78 @@ def test_refused_steps_shrink_only_that_candidates_step():
     assert [y[0, 0, 0].item() for y in seen] == [2.0, -4.0, -1.0]
     assert result.num_accepted[:, 0].tolist() == [1, 2]
     assert result.y[:, 0, 0].tolist() == [-1.0, 0.0]
+
+
+def valley(y):
+    """Curvatures 1 and 1.5; the peak is the origin."""
+    return -0.5 * (y.square() * torch.tensor([1.0, 1.5])).sum(-1)
+
+
+def test_secant_steps_reach_the_peak_of_a_quadratic_at_the_second():
+    """Each dimension's length becomes 1 / its curvature: Newton's step."""
+    init = torch.randn(5, 2, 2)
+    result = gradient_ascent(valley, init, (0.6, 0.6), num_steps=2,
+                             step_rule='secant')
+    torch.testing.assert_close(result.y, torch.zeros_like(init))
+
+
+@pytest.mark.parametrize('length, factor', [(0.01, 2.0), (100.0, 0.25)])
+def test_secant_steps_change_by_a_bounded_factor(length, factor):
+    """Curvature 1 calls for a length of 1."""
+    seen = []
+
+    def watched(y):
+        seen.append(y.item())
+        return -0.5 * y[..., 0].square()
+
+    gradient_ascent(watched, torch.ones(1, 1, 1), (length, ), num_steps=2,
+                    step_rule='secant')
+    start = seen[1] if seen[1]**2 < 1 else 1.0  # a refused move stays
+    assert seen[2] == pytest.approx(start - factor * length * start)
+
+
+def test_secant_steps_do_not_grow_after_a_refused_move():
+    """x overshoots; y, whose curvature calls for more, has to wait."""
+    step = torch.tensor([[[1.0, 1.0]]])
+    move = torch.tensor([[[1.0, 1.0]]])
+    change = torch.tensor([[[-2.0, -0.1]]])
+    for kept, expected in ((True, [0.5, 2.0]), (False, [0.5, 1.0])):
+        lengths = secant_steps(step, move, change, torch.tensor([[kept]]), .5)
+        assert lengths[0, 0].tolist() == expected
+
+
+def test_secant_steps_without_curvature_follow_the_published_rule():
+    step, move = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+    change = torch.tensor([[[0.0, 3.0], [torch.nan, 0.0]]])
+    kept = torch.tensor([[True, False]])
+    lengths = secant_steps(step, move, change, kept, 0.5)
+    assert lengths.tolist() == [[[1, 1], [0.5, 0.5]]]
+    assert torch.equal(lengths, decayed_steps(step, move, change, kept, 0.5))
+
+
+def test_four_secant_steps_climb_as_far_as_ten_decayed_ones():
+    """On concave quadratics with random axes and curvatures of 0.1 to 10."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(200, 4, 4, generator=generator))[0]
+    curvature = 10**(2 * torch.rand(200, 4, generator=generator) - 1)
+    matrix = axes @ torch.diag_embed(curvature) @ axes.transpose(1, 2)
+
+    def logdensity(y):
+        return -0.5 * torch.einsum('nsi,nij,nsj->ns', y, matrix, y)
+
+    init = torch.randn(200, 1, 4, generator=generator)
+    gains = [(result.logdensity - result.initial_logdensity).mean()
+             for result in (
+                 gradient_ascent(logdensity, init, (0.1, ) * 4, 10),
+                 gradient_ascent(logdensity, init, (0.1, ) * 4, 4,
+                                 step_rule='secant'))]
+    assert gains[1] > 0.95 * gains[0]
+
+
+def test_unknown_step_rules_are_refused():
+    with pytest.raises(ValueError, match="decay, secant, got 'newton'"):
+        gradient_ascent(bowl, torch.zeros(1, 1, 2), (0.1, 0.1),
+                        step_rule='newton')
 
 
 def test_steps_into_nan_are_refused():

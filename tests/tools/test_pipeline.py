@@ -92,7 +92,7 @@ def test_every_method_has_a_config_with_its_published_steps(
     refiner = build(shrink(cfg.model)).roi_head.refiner
     assert type(refiner.loss_energy).__name__ == loss
     assert refiner.step_length == step_length
-    assert refiner.num_steps == (5 if method == 'iou-net' else 10)
+    assert refiner.num_steps == (5 if method == 'iou-net' else 4)
 
 
 @pytest.mark.parametrize('base, classes', [
