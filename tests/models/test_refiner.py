@@ -80,7 +80,7 @@ def test_gradients_in_the_box_through_the_whole_model():
 
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_refined_boxes_have_a_larger_log_density(mode):
-    model, reference = refiner(step_length=(0.01, 0.01)), boxes()
+    model, reference = refiner(step_length=(0.003, 0.003)), boxes()
     with mode():
         surface = model.surface(features(), SIZES)
         refined = model.refine(surface, reference, SIZES)
