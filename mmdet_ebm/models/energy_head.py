@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Optional, Union
+from typing import Callable, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from mmcv.cnn import build_activation_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from ..ops import repooled_linear
 
 
 @MODELS.register_module()
@@ -83,7 +85,28 @@ class EnergyHead(BaseModule):
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
-        logdensities = self.fc_logdensity(self.shared_fcs(pooled))
+        return self._of_class(self.shared_fcs(pooled), labels)
+
+    def forward_repooled(self, pools: Sequence[Callable[[], Tensor]],
+                         labels: Tensor) -> Tensor:
+        """The same for boxes in parts, whose pooled features are not kept.
+
+        Args:
+            pools: Each gives the pooled features (R_i, C, P, Q) of a part,
+                and again for the gradients; they have none themselves.
+            labels: (sum R_i,) int64.
+
+        Returns:
+            (sum R_i,); see :meth:`forward`.
+        """
+        first, *rest = self.shared_fcs
+        hidden = repooled_linear(
+            [lambda pool=pool: _flat(pool()) for pool in pools],
+            _flat(first.weight), first.bias)
+        return self._of_class(nn.Sequential(*rest)(hidden), labels)
+
+    def _of_class(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        logdensities = self.fc_logdensity(hidden)
         if self.class_agnostic:
             column = logdensities[:, 0]
         else:

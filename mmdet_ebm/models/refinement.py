@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..ops import FeatureSurface
 from .energy_nms import energy_nms
-from .refiner import Boxes, EnergyRefiner
+from .boxes import Boxes
+from .refiner import EnergyRefiner
 
 # Fields (K, 4) of results whose columns are along x, y, x, y, in pixels.
 PIXEL_FIELDS = ('bboxes', 'initial_bboxes', 'box_std')

@@ -1,6 +1,6 @@
 """The energy model of boxes: trains on ground truth, refines detections."""
 
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Optional, Sequence
 
 import torch
@@ -9,66 +9,16 @@ from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModule
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..core import (STEP_RULES, AscentResult, LogDensityFn,
-                    RecordedLogDensity, gradient_ascent, stopping_ascent,
-                    training_figures)
+                    RecordedLogDensity, gradient_ascent, training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
+from .boxes import Boxes, RefinedBoxes
 from .uncertainty import BoxUncertainty, build_estimator
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
 _BOXES_PER_CHUNK = 2048
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The boxes of a batch of images in one table of R rows.
-
-    Attributes:
-        corners: (R, 4) x1, y1, x2, y2 in network-input pixels.
-        labels: (R,) int64 classes.
-        image_index: (R,) int64 image of each box.
-        counts: Boxes of each image; rows are in the order of the images.
-    """
-    corners: Tensor
-    labels: Tensor
-    image_index: Tensor
-    counts: tuple[int, ...]
-
-    @classmethod
-    def from_images(cls, corners: Sequence[Tensor],
-                    labels: Sequence[Tensor]) -> 'Boxes':
-        """Join one (K_i, 4) and one (K_i,) tensor for each image."""
-        index = [torch.full_like(per_image, i)
-                 for i, per_image in enumerate(labels)]
-        return cls(torch.cat(list(corners)), torch.cat(list(labels)),
-                   torch.cat(index), tuple(map(len, labels)))
-
-    def chunks(self, rows: int) -> list['Boxes']:
-        """Parts of at most so many rows, in copies that autograd accepts."""
-        columns = (t.clone().split(rows) for t in (
-            self.corners, self.labels, self.image_index))
-        return [Boxes(*part, (len(part[0]), )) for part in zip(*columns)]
-
-    def split(self, *tables: Tensor) -> list[tuple[Tensor, ...]]:
-        """The rows of each image, for every table of R rows."""
-        return list(zip(*(table.split(self.counts) for table in tables)))
-
-
-@dataclass(frozen=True)
-class RefinedBoxes:
-    """What the ascent made of R boxes.
-
-    Attributes:
-        corners: (R, 4) refined boxes, clipped to their images.
-        logdensity: (R,) log-density where the ascent ended, before clipping.
-        initial_logdensity: (R,) log-density of the initial boxes.
-        num_accepted: (R,) int64, ascent steps that were kept.
-    """
-    corners: Tensor
-    logdensity: Tensor
-    initial_logdensity: Tensor
-    num_accepted: Tensor
 
 
 @MODELS.register_module()
@@ -95,6 +45,11 @@ class EnergyRefiner(BaseModule):
         fix_level: Pool a box from the level of its initial position
             throughout. False follows the published code, which picks the
             level anew at every step, so that f jumps where the level changes.
+        memory_saving: Train image by image and keep no pooled features, but
+            pool them again for the gradients: a fraction of the memory, for a
+            little time. With methods that differentiate in the box, or with
+            an unfrozen detector, everything is evaluated again, which takes
+            longer.
         uncertainty: Arguments of an ``UncertaintyEstimator``.
         init_cfg: mmengine's initialisation.
 
@@ -112,6 +67,7 @@ class EnergyRefiner(BaseModule):
                  step_rule: str = 'secant',
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
+                 memory_saving: bool = False,
                  uncertainty: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -138,6 +94,7 @@ class EnergyRefiner(BaseModule):
         self.step_rule = step_rule
         self.min_box_size = min_box_size
         self.fix_level = fix_level
+        self.memory_saving = memory_saving
         self.uncertainty_estimator = build_estimator(
             uncertainty, self.loss_energy.method, self.head)
 
@@ -183,24 +140,77 @@ class EnergyRefiner(BaseModule):
             Corners (R, S, 4) -> f (R, S), with S candidates for each of R
             boxes, of their image and class and, with ``fix_level``, level.
         """
-        initial_level = self.roi_extractor.map_roi_levels(reference.corners)
+        level_of = self._level_fn(reference)
 
         def logdensity(corners: Tensor) -> Tensor:
             rows, samples = corners.shape[:2]
+            level = level_of(corners)
             corners = corners.flatten(0, 1)
-            if self.fix_level:
-                level = initial_level.repeat_interleave(
-                    samples, output_size=rows * samples)
-            else:
-                level = self.roi_extractor.map_roi_levels(corners)
-            expand = lambda t: t[:, None].expand(  # noqa: E731
-                rows, samples).reshape(-1)
             pooled = self.roi_extractor.pool(
-                surface, corners, expand(reference.image_index), level)
-            return self.head(pooled, expand(reference.labels)).view(
+                surface, corners, _repeat(reference.image_index, samples),
+                level)
+            return self.head(pooled, _repeat(reference.labels, samples)).view(
                 rows, samples)
 
         return logdensity
+
+    def _image_by_image_fn(self, features: Sequence[Tensor],
+                           image_sizes: Sequence[tuple[int, int]],
+                           reference: Boxes) -> LogDensityFn:
+        """As :meth:`logdensity_fn`, little being kept for the gradients."""
+        level_of = self._level_fn(reference)
+
+        @lru_cache(maxsize=1)
+        def surface_of(image: int) -> FeatureSurface:
+            return self.roi_extractor.surface(
+                [f[image:image + 1] for f in features],
+                image_sizes[image:image + 1])
+
+        def pool(image: int, corners: Tensor, level: Tensor) -> Tensor:
+            return self.roi_extractor.pool(surface_of(image), corners,
+                                           torch.zeros_like(level), level)
+
+        def evaluate(image: int, corners: Tensor, level: Tensor,
+                     labels: Tensor) -> Tensor:
+            return self.head(pool(image, corners, level), labels)
+
+        def logdensity(relative: Tensor) -> Tensor:
+            rows, samples = relative.shape[:2]
+            corners = relative_to_boxes(
+                relative, reference.corners[:, None].to(relative.dtype))
+            labels = _repeat(reference.labels, samples)
+            # The boxes of an image, or some of them if they are many.
+            images, sizes = [], []
+            for image, count in enumerate(reference.counts):
+                for start in range(0, count * samples, _BOXES_PER_CHUNK):
+                    images.append(image)
+                    sizes.append(min(_BOXES_PER_CHUNK,
+                                     count * samples - start))
+            parts = list(zip(images, corners.flatten(0, 1).split(sizes),
+                             level_of(corners).split(sizes)))
+            if parts and (corners.requires_grad
+                          or any(f.requires_grad for f in features)):
+                values = torch.cat([
+                    checkpoint(evaluate, *part, label, use_reentrant=False,
+                               preserve_rng_state=False)
+                    for part, label in zip(parts, labels.split(sizes))])
+            else:
+                values = self.head.forward_repooled(
+                    [partial(pool, *part) for part in parts], labels)
+            return values.view(rows, samples)
+
+        return logdensity
+
+    def _level_fn(self, reference: Boxes) -> LogDensityFn:
+        """Corners (R, S, 4) -> the level (R * S,) to pool each from."""
+        initial = self.roi_extractor.map_roi_levels(reference.corners)
+
+        def level(corners: Tensor) -> Tensor:
+            if self.fix_level:
+                return _repeat(initial, corners.shape[1])
+            return self.roi_extractor.map_roi_levels(corners.flatten(0, 1))
+
+        return level
 
     @torch.no_grad()
     def logdensity(self, surface: FeatureSurface, boxes: Boxes) -> Tensor:
@@ -240,11 +250,16 @@ class EnergyRefiner(BaseModule):
         """
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
-        surface = self.roi_extractor.surface(features, image_sizes)
+        if self.memory_saving:
+            logdensity_fn = self._image_by_image_fn(features, image_sizes,
+                                                    boxes)
+        else:
+            logdensity_fn = self.logdensity_fn(
+                self.roi_extractor.surface(features, image_sizes), boxes)
         # Objects per process, a fraction where there are few.
         num_objects = reduce_mean(weight.sum()).clamp(
             min=1 / get_world_size())
-        record = RecordedLogDensity(self.logdensity_fn(surface, boxes))
+        record = RecordedLogDensity(logdensity_fn)
         targets = torch.zeros_like(boxes.corners)
         loss = self.loss_energy(
             record, targets, weight=weight,
@@ -331,67 +346,10 @@ class EnergyRefiner(BaseModule):
         return (sides >= self.min_box_size).all(1)
 
 
-@MODELS.register_module()
-class IoUNetRefiner(EnergyRefiner):
-    r"""IoU-Net's refinement: corners in pixels, few and long steps.
-
-    Each corner coordinate moves by ``step_length`` times the box's present
-    side along its axis times the gradient in it,
-    :math:`x \leftarrow x + \lambda w \, \partial f / \partial x`, until f
-    stops changing. Meant for a head that was trained with
-    ``LocalizationConfidenceLoss``; everything else is ``EnergyRefiner``.
-
-    Args:
-        roi_extractor: Config of a ``PreciseRoIExtractor``.
-        head: Config of an ``EnergyHead``.
-        loss: Config of a training method.
-        num_steps: Ascent steps, at most.
-        step_length: lambda.
-        min_change: Change of f below which a box stops.
-        max_fall: Fall of f above which a box stops.
-        min_box_size: As in ``EnergyRefiner``.
-        fix_level: As in ``EnergyRefiner``.
-        uncertainty: As in ``EnergyRefiner``; f is no log-density here, so fit
-            a temperature first.
-        init_cfg: mmengine's initialisation.
-
-    Source: "Acquisition of Localization Confidence for Accurate Object
-    Detection", ECCV 2018, arXiv 1807.11590, algorithm 2. f is scaled to
-    [-1, 1] there in training; whether its thresholds mean the scaled IoU is
-    not said, here they do.
-    """
-
-    def __init__(self,
-                 roi_extractor: dict,
-                 head: dict,
-                 loss: dict,
-                 num_steps: int = 5,
-                 step_length: float = 0.5,
-                 min_change: float = 0.001,
-                 max_fall: float = 0.01,
-                 min_box_size: float = 2.0,
-                 fix_level: bool = True,
-                 uncertainty: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
-        super().__init__(
-            roi_extractor, head, loss, num_steps=num_steps,
-            step_length=(step_length, step_length), min_box_size=min_box_size,
-            fix_level=fix_level, uncertainty=uncertainty, init_cfg=init_cfg)
-        self.min_change = min_change
-        self.max_fall = max_fall
-
-    def ascend(self, corner_logdensity_fn: LogDensityFn,
-               corners: Tensor) -> tuple[Tensor, AscentResult]:
-        """See ``EnergyRefiner.ascend``."""
-
-        def step_length(current: Tensor) -> Tensor:
-            sides = (current[..., 2:] - current[..., :2]).clamp(min=0)
-            return self.step_length[0] * sides.repeat(1, 1, 2)
-
-        result = stopping_ascent(corner_logdensity_fn, corners[:, None],
-                                 step_length, self.num_steps, self.min_change,
-                                 self.max_fall)
-        return result.y[:, 0], result
+def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:
+    height, width = image_size
+    return torch.cat([corners[:, 0::2].clamp(0, width),
+                      corners[:, 1::2].clamp(0, height)], 1)[:, [0, 2, 1, 3]]
 
 
 def _of_all_processes(loss: Tensor, figures: dict[str, Tensor],
@@ -412,7 +370,6 @@ def _of_all_processes(loss: Tensor, figures: dict[str, Tensor],
     return named
 
 
-def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:
-    height, width = image_size
-    return torch.cat([corners[:, 0::2].clamp(0, width),
-                      corners[:, 1::2].clamp(0, height)], 1)[:, [0, 2, 1, 3]]
+def _repeat(values: Tensor, times: int) -> Tensor:
+    """(R,) -> (R * times,), each value ``times`` times in a row."""
+    return values.repeat_interleave(times, output_size=len(values) * times)

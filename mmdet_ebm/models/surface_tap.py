@@ -7,7 +7,8 @@ from mmdet.structures import DetDataSample
 
 from ..ops import FeatureSurface
 from .refinement import image_sizes
-from .refiner import Boxes, EnergyRefiner
+from .boxes import Boxes
+from .refiner import EnergyRefiner
 
 
 class SurfaceTap:
