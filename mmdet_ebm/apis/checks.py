@@ -169,7 +169,12 @@ def dataset_meta(loaded: dict) -> dict:
 
 
 def number_of_classes(model: nn.Module) -> Optional[int]:
-    """Classes that a model tells apart, where it says so."""
+    """Classes that a model tells apart, where it says so.
+
+    One that reads the names of its classes takes any number of them.
+    """
+    if any(hasattr(module, 'language_model') for module in model.modules()):
+        return None
     refiner = find_refiner(model)
     if refiner is not None:
         return refiner[1].head.num_classes

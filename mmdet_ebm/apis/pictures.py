@@ -59,8 +59,13 @@ class PictureWriter:
     def draw(self, source: Source, image: np.ndarray,
              prediction: dict) -> np.ndarray:
         """Picture (H', W', 3), RGB, of an image, BGR; written as asked."""
+        # Masks of the others need not be decoded.
+        rows = [row for row, score in enumerate(prediction['scores'])
+                if score >= self.score_thr]
+        shown = {name: [values[row] for row in rows]
+                 for name, values in prediction.items()}
         picture = draw_refinement(
-            np.ascontiguousarray(image[..., ::-1]), to_instances(prediction),
+            np.ascontiguousarray(image[..., ::-1]), to_instances(shown),
             self.classes, score_thr=self.score_thr, compare=self.compare)
         if self.store is not None:
             if source.is_video:

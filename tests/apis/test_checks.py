@@ -83,3 +83,9 @@ def test_classes_are_counted_in_the_box_head(plain_cfg):
     for model in (build(plain_cfg), build(energy_model_cfg()),
                   wrapped(plain_cfg)):
         assert number_of_classes(model) == 3
+
+
+def test_models_that_read_class_names_take_any_number(plain_cfg):
+    model = build(plain_cfg)
+    model.language_model = torch.nn.Identity()
+    assert number_of_classes(model) is None

@@ -242,6 +242,20 @@ def test_inference_tells_what_it_did_by_its_exit_status(
     assert infer(folder, '--batch-size', 0) == 2
 
 
+def test_interrupted_inference_says_how_to_go_on(trained, monkeypatch,
+                                                 tmp_path, capsys):
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmdet_ebm.apis.EnergyDetInferencer.stream',
+                        interrupted)
+    with pytest.raises(SystemExit) as done:
+        run_tool(monkeypatch, 'infer', trained['energy'],
+                 trained['checkpoint'], tmp_path, '--out-dir', tmp_path)
+    assert done.value.code == 130
+    assert 'the same command continues' in capsys.readouterr().err
+
+
 def test_evaluation_with_a_plain_checkpoint_needs_the_stages_off(
         trained, monkeypatch, tmp_path):
     """Random energies would pass for a bad method."""
