@@ -25,6 +25,10 @@ from .results import (ImageResult, Summary, to_instances,
                       to_prediction)
 from .store import ResultStore, frame_name
 
+# Images per second also where it takes seconds per image.
+_PROGRESS = ('{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
+             '{rate_noinv_fmt}{postfix}]')
+
 
 class EnergyDetInferencer:
     """Inference with the conventions of mmdet's ``DetInferencer``.
@@ -184,8 +188,9 @@ class EnergyDetInferencer:
             None if no_save_vis else store, self.classes, pred_score_thr,
             compare, always=keep_pictures)
         done = {}
-        with tqdm(total=sum(map(count_frames, sources)), unit='image',
-                  disable=not self.show_progress) as progress:
+        with tqdm(total=sum(map(count_frames, sources)), unit=' images',
+                  bar_format=_PROGRESS, disable=not self.show_progress
+                  ) as progress:
             for batch in batches(self._items(sources, store, pictures),
                                  batch_size, self._batch_key):
                 if isinstance(batch, EndOfVideo):
@@ -318,6 +323,7 @@ class EnergyDetInferencer:
             samples = None
         if samples is not None:
             for item, sample in zip(items, samples):
+                sample.set_metainfo(dict(img_path=item.source.path))
                 item.result.sample = sample
         elif len(items) > 1:  # outside of the handler, which holds memory
             for item in items:

@@ -109,8 +109,8 @@ def test_paths_lists_and_arrays_give_the_same(inferencer, folder):
         assert_equal(prediction, by_path, atol=0)
     first, second = in_list['visualization']
     assert np.array_equal(first, second) and first.shape[2] == 3
-    sample, = inferencer(image, return_datasamples=True)['predictions']
-    assert sample.ori_shape == (48, 64)
+    sample, = inferencer(path, return_datasamples=True)['predictions']
+    assert (sample.ori_shape, sample.img_path) == ((48, 64), str(path))
     np.testing.assert_array_equal(sample.pred_instances.bboxes,
                                   np.float32(by_path['bboxes']))
 
