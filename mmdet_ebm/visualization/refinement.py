@@ -43,6 +43,7 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
     if not isinstance(image, np.ndarray):
         image = mmcv.imread(str(image), channel_order='rgb')
     shown = instances[instances.scores >= score_thr].cpu()
+    shown = shown[shown.scores.argsort()]  # the surest on top
     if 'masks' in shown and len(shown) > 0:
         image = _tinted(image, np.asarray(shown.masks).any(0))
     picture, zoom = _zoomed(image)
@@ -64,7 +65,7 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
         visualizer.draw_texts(
             texts, (zoom * shown.bboxes)[:, :2], font_sizes=10 * scale,
             colors='w', bboxes=dict(
-                facecolor='black', alpha=0.5, pad=0.5, edgecolor='none'))
+                facecolor='black', alpha=0.8, pad=0.5, edgecolor='none'))
     picture = visualizer.get_image()
     if out_file is not None:
         mmcv.imwrite(picture[..., ::-1], str(out_file))
