@@ -81,7 +81,7 @@ class EnergyMapFigure:
         last = len(self.energy.path) - 1
         frames = [*range(last + 1), *[last] * 4]
         FuncAnimation(self.figure, self.show_step, frames).save(
-            str(out_file), PillowWriter(fps), dpi=50)
+            str(out_file), PillowWriter(fps), dpi=56)
 
     def _draw_scene(self, axes, image: np.ndarray,
                     truth: Optional[Tensor]) -> None:

@@ -79,9 +79,10 @@ def test_inference_on_a_folder(trained, monkeypatch, tmp_path, digits):
     with pytest.raises(SystemExit) as done:
         run_tool(monkeypatch, 'infer', trained['energy'],
                  trained['checkpoint'], folder, '--out-dir', tmp_path / 'out',
-                 '--pred-score-thr', '0.0')
+                 '--pred-score-thr', '0.0', '--uncertainty')
     assert done.value.code == 0
     written = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert len(written['images']) == 2
     assert len(written['annotations']) > 0
-    assert all('logdensity' in a for a in written['annotations'])
+    assert all('logdensity' in a and len(a['box_std']) == 4
+               for a in written['annotations'])
