@@ -14,6 +14,7 @@ from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ..version import __version__
 from .checks import require_energy_model
 from .gallery import write_gallery
 from .inputs import (InputsType, Source, UnreadableInput, count_frames,
@@ -73,9 +74,13 @@ class EnergyDetInferencer:
         pipeline = [step for step in get_test_pipeline_cfg(self.model.cfg)
                     if 'LoadAnnotations' not in step['type']]
         self._settings = dict(
-            checkpoint=_digest(weights), classes=self.classes,
+            version=__version__, checkpoint=_digest(weights),
+            classes=self.classes, pipeline=pipeline,
             model={key: value for key, value in self.model.cfg.model.items()
-                   if key != 'train_cfg'}, pipeline=pipeline)
+                   if key != 'train_cfg'})
+        if pipeline[0]['type'].split('.')[-1] != 'LoadImageFromFile':
+            raise ValueError('the test pipeline must begin with '
+                             f'LoadImageFromFile, not {pipeline[0]["type"]}')
         # Images are read (and checked) once, for the model and the picture.
         loader = dict(type='mmdet.LoadImageFromNDArray',
                       to_float32=pipeline[0].get('to_float32', False))

@@ -354,3 +354,9 @@ def test_uncertainties_do_not_depend_on_the_batch(energy_files):
             np.testing.assert_allclose(
                 np.array(one[field], float), np.array(other[field], float),
                 rtol=1e-2)
+
+
+def test_pipeline_must_begin_with_an_image_file(energy_files):
+    with pytest.raises(ValueError, match='not LoadEmpty'):
+        EnergyDetInferencer(*energy_files, device='cpu', cfg_options={
+            'test_dataloader.dataset.pipeline.0.type': 'LoadEmpty'})
