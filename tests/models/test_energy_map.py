@@ -19,6 +19,7 @@ def detector():
     torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.2)
     model.roi_head.test_cfg.update(score_thr=0.2, max_per_img=5)
     model.roi_head.refiner.step_length = (0.01, 0.01)
+    model.roi_head.refiner.num_steps = 6
     return model
 
 
@@ -37,14 +38,14 @@ def test_the_path_leads_from_the_initial_to_the_refined_box(detector):
     found = samples[1].pred_instances
     torch.testing.assert_close(energy.corners[0], found.initial_bboxes[2])
     torch.testing.assert_close(energy.corners[-1], found.bboxes[2])
-    assert len(energy.path) == 11 and (energy.path[-1] == 0).all()
+    assert len(energy.path) == 7 and (energy.path[-1] == 0).all()
     assert energy.path[0].abs().max() > 1e-3
     # Steps that do not rise are not taken.
     assert (energy.logdensity.diff() >= -1e-4).all()
     assert energy.logdensity[-1] > energy.logdensity[0]
     torch.testing.assert_close(energy.logdensity[-1], found.logdensities[2],
                                rtol=1e-3, atol=1e-3)
-    assert detector.roi_head.refiner.num_steps == 10
+    assert detector.roi_head.refiner.num_steps == 6
 
 
 def test_maps_are_differences_of_f_at_moved_and_resized_boxes(detector):
