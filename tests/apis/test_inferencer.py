@@ -357,6 +357,6 @@ def test_uncertainties_do_not_depend_on_the_batch(energy_files):
 
 
 def test_pipeline_must_begin_with_an_image_file(energy_files):
-    with pytest.raises(ValueError, match='not LoadEmpty'):
+    with pytest.raises(ValueError, match='not LoadImageFromNDArray'):
         EnergyDetInferencer(*energy_files, device='cpu', cfg_options={
-            'test_dataloader.dataset.pipeline.0.type': 'LoadEmpty'})
+            'test_dataloader.dataset.pipeline.0.type': 'LoadImageFromNDArray'})
