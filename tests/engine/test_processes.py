@@ -5,17 +5,24 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdet_ebm.engine import join_processes
 
-from ..conftest import batch, build, energy_model_cfg
+from ..conftest import batch, build, energy_model_cfg, shrink
 from .processes import run_forked, share_noise
 
 # Objects in the images of process 0 and process 1.
 COUNTS = [(3, 2), (4, 0), (1, 0), (0, 0)]
-LOSSES = ['NCEPlusLoss', 'MLMCMCLoss', 'DSMLoss']
+VARIANTS = {
+    'NCE+': dict(loss=dict(type='NCEPlusLoss', num_samples=8)),
+    'NCE+, saving memory': dict(
+        loss=dict(type='NCEPlusLoss', num_samples=8), memory_saving=True),
+    'ML-MCMC': dict(loss=dict(type='MLMCMCLoss', num_samples=8)),
+    'DSM': dict(loss=dict(type='DSMLoss', num_samples=8)),
+}
 
 
 def loss_and_gradients(model, inputs, samples):
@@ -29,10 +36,11 @@ def loss_and_gradients(model, inputs, samples):
 
 
 def cases():
-    """For each loss and count: a model and a batch of two images."""
-    for loss in LOSSES:
+    """For each variant and count: a model and a batch of two images."""
+    for variant, changes in VARIANTS.items():
         cfg = energy_model_cfg()
-        cfg.roi_head.refiner.loss = dict(type=loss, num_samples=8)
+        cfg.roi_head.refiner.pop('loss')  # else it would be merged
+        cfg.roi_head.refiner.update(changes)
         cfg.roi_head.refiner.head.act_cfg = dict(type='SiLU')
         torch.manual_seed(0)
         model = build(cfg).double().train()
@@ -42,7 +50,7 @@ def cases():
             for sample in samples:
                 sample.gt_instances.bboxes = sample.gt_instances.bboxes.double(
                 )
-            yield (loss, counts), model, (inputs.double(), samples)
+            yield (variant, counts), model, (inputs.double(), samples)
 
 
 def part_of_each_process(out):
@@ -57,10 +65,34 @@ def part_of_each_process(out):
     torch.save(results, out / f'{rank}.pth')
 
 
+def joint_steps():
+    """Two steps: DDP raises in the second if a parameter got no gradient."""
+    join_processes(Config(dict(launcher='pytorch', model=dict())))
+    rank = dist.get_rank()
+    two_stage = energy_model_cfg()
+    two_stage.freeze_detector = False
+    dense = ConfigDict(
+        type='EnergyDetector', freeze_detector=False,
+        refiner=two_stage.roi_head.refiner, detector=shrink(
+            get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model))
+    for cfg in (two_stage, dense):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(build(cfg).train())
+        for counts in ((3, 0), (0, 0)):
+            inputs, samples = batch(counts)
+            loss_and_gradients(model, inputs[rank:rank + 1],
+                               samples[rank:rank + 1])
+
+
 def whole_in_one_process(out):
     share_noise()
     torch.save({name: loss_and_gradients(model, *pair)
                 for name, model, pair in cases()}, out / 'whole.pth')
+
+
+def test_joint_training_leaves_no_parameter_without_gradient():
+    """A process without objects, and none anywhere; two kinds of detectors."""
+    assert run_forked(joint_steps, processes=2) == [0, 0]
 
 
 @pytest.fixture(scope='module')
@@ -71,11 +103,11 @@ def results(tmp_path_factory):
     return [torch.load(out / f'{name}.pth') for name in ('whole', '0', '1')]
 
 
-@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('counts', COUNTS)
-def test_gradient_and_log_are_the_joined_batchs(results, loss, counts):
+def test_gradient_and_log_are_the_joined_batchs(results, variant, counts):
     """However the objects are spread; a process without any waits for none."""
-    (logged, gradients), *parts = (r[loss, counts] for r in results)
+    (logged, gradients), *parts = (r[variant, counts] for r in results)
     assert {'loss_energy', 'logdensity_truth'} <= set(logged)
     assert any(g.abs().sum() > 0 for g in gradients) == (sum(counts) > 0)
     for part_logged, part_gradients in parts:
