@@ -37,6 +37,11 @@ class Boxes:
             self.corners, self.labels, self.image_index))
         return [Boxes(*part, (len(part[0]), )) for part in zip(*columns)]
 
+    def rows(self, index: Tensor) -> 'Boxes':
+        """Some rows, without their grouping by images."""
+        return Boxes(self.corners[index], self.labels[index],
+                     self.image_index[index], (len(index), ))
+
     def split(self, *tables: Tensor) -> list[tuple[Tensor, ...]]:
         """The rows of each image, for every table of R rows."""
         return list(zip(*(table.split(self.counts) for table in tables)))

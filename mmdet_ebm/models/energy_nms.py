@@ -50,3 +50,20 @@ def energy_nms(boxes: Tensor, scores: Tensor, labels: Tensor,
     if max_per_img >= 0:
         cluster_scores, rank = cluster_scores[:max_per_img], rank[:max_per_img]
     return keep[rank], cluster_scores
+
+
+def competing(boxes: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes may suppress another or be suppressed, whatever their order.
+
+    Args:
+        boxes: (R, 4) corners of one image.
+        labels: (R,) classes.
+        iou_threshold: As in :func:`energy_nms`.
+
+    Returns:
+        (R,) bool.
+    """
+    # The NMS computes overlaps in another way: a margin for its rounding.
+    meets = ((bbox_overlaps(boxes, boxes) > iou_threshold - 1e-3) &
+             (labels[:, None] == labels[None]))
+    return meets.sum(1) > 1  # itself is one

@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..ops import FeatureSurface
-from .energy_nms import energy_nms
+from .energy_nms import competing, energy_nms
 from .boxes import Boxes
 from .refiner import EnergyRefiner
 
@@ -149,8 +149,9 @@ def refine_detections(refiner: EnergyRefiner,
         plain = [_plain(d, test_cfg if stages.energy_nms else None)
                  for d in detections]
     if stages.energy_nms:
-        detections = order_by_energy(refiner, surface, detections, test_cfg,
-                                     stages.nms_pre)
+        detections = order_by_energy(
+            refiner, surface, detections, test_cfg, stages.nms_pre,
+            every_logdensity=not stages.ascent)
     if stages.ascent:
         detections = ascend(refiner, surface, detections, sizes)
     if stages.uncertainty:
@@ -172,12 +173,32 @@ def refine_detections(refiner: EnergyRefiner,
 
 def order_by_energy(refiner: EnergyRefiner, surface: FeatureSurface,
                     candidates: InstanceList, test_cfg: ConfigType,
-                    nms_pre: int) -> InstanceList:
-    """NMS ordered by log-density, see :func:`energy_nms`."""
+                    nms_pre: int, every_logdensity: bool) -> InstanceList:
+    """NMS ordered by log-density, see :func:`energy_nms`.
+
+    Args:
+        refiner: The energy model.
+        surface: Of the batch's features.
+        candidates: Boxes, scores and labels of each image.
+        test_cfg: With ``nms`` and ``max_per_img``.
+        nms_pre: Candidates of an image at most.
+        every_logdensity: Evaluate also the boxes that meet no other of their
+            class, whose log-density decides nothing; else they have zero.
+    """
     nms_cfg = require_plain_nms(test_cfg)
     candidates = [_best(c, nms_pre) for c in candidates]
     boxes = _table(candidates)
-    pieces = boxes.split(boxes.corners, refiner.logdensity(surface, boxes))
+    if every_logdensity:
+        logdensity = refiner.logdensity(surface, boxes)
+    else:
+        rows = torch.cat([
+            competing(corners, labels, nms_cfg.iou_threshold)
+            for corners, labels in boxes.split(boxes.corners, boxes.labels)
+        ]).nonzero()[:, 0]
+        # The NMS reads back how many boxes it keeps, so this may do too.
+        logdensity = torch.zeros_like(boxes.corners[:, 0]).index_copy(
+            0, rows, refiner.logdensity(surface, boxes.rows(rows)))
+    pieces = boxes.split(boxes.corners, logdensity)
     results = []
     for candidate, (corners, values) in zip(candidates, pieces):
         keep, scores = energy_nms(corners, candidate.scores, candidate.labels,

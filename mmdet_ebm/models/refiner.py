@@ -1,7 +1,7 @@
 """The energy model of boxes: trains on ground truth, refines detections."""
 
 from functools import lru_cache, partial
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from mmdet.registry import MODELS
@@ -9,6 +9,7 @@ from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModule
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from ..core import (STEP_RULES, AscentResult, LogDensityFn,
@@ -50,6 +51,10 @@ class EnergyRefiner(BaseModule):
             little time. With methods that differentiate in the box, or with
             an unfrozen detector, everything is evaluated again, which takes
             longer.
+        inference_dtype: Precision of the head's products when ordering and
+            moving boxes, such as 'bfloat16'; that of its weights by default.
+            Pooling, boxes and sums stay as they are. It pays on a GPU and on
+            processors with instructions for it.
         uncertainty: Arguments of an ``UncertaintyEstimator``.
         init_cfg: mmengine's initialisation.
 
@@ -68,6 +73,7 @@ class EnergyRefiner(BaseModule):
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
                  memory_saving: bool = False,
+                 inference_dtype: Optional[str] = None,
                  uncertainty: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -95,6 +101,7 @@ class EnergyRefiner(BaseModule):
         self.min_box_size = min_box_size
         self.fix_level = fix_level
         self.memory_saving = memory_saving
+        self.inference_dtype = _checked_dtype(inference_dtype)
         self.uncertainty_estimator = build_estimator(
             uncertainty, self.loss_energy.method, self.head)
 
@@ -132,14 +139,24 @@ class EnergyRefiner(BaseModule):
 
         return relative_logdensity
 
-    def corner_logdensity_fn(self, surface: FeatureSurface,
-                             reference: Boxes) -> LogDensityFn:
+    def corner_logdensity_fn(
+            self,
+            surface: FeatureSurface,
+            reference: Boxes,
+            head: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+    ) -> LogDensityFn:
         """f as a function of corners near ``reference``, in pixels.
+
+        Args:
+            surface: From :meth:`surface`.
+            reference: Boxes.
+            head: Evaluates instead of ``self.head``.
 
         Returns:
             Corners (R, S, 4) -> f (R, S), with S candidates for each of R
             boxes, of their image and class and, with ``fix_level``, level.
         """
+        head = head or self.head
         level_of = self._level_fn(reference)
 
         def logdensity(corners: Tensor) -> Tensor:
@@ -149,10 +166,20 @@ class EnergyRefiner(BaseModule):
             pooled = self.roi_extractor.pool(
                 surface, corners, _repeat(reference.image_index, samples),
                 level)
-            return self.head(pooled, _repeat(reference.labels, samples)).view(
+            return head(pooled, _repeat(reference.labels, samples)).view(
                 rows, samples)
 
         return logdensity
+
+    def _inference_head(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The head in the precision of inference."""
+        dtype = self.inference_dtype
+        if dtype is None:
+            return self.head
+        weights = {name: parameter.detach().to(dtype)
+                   for name, parameter in self.head.named_parameters()}
+        return lambda pooled, labels: functional_call(
+            self.head, weights, (pooled.to(dtype), labels))
 
     def _image_by_image_fn(self, features: Sequence[Tensor],
                            image_sizes: Sequence[tuple[int, int]],
@@ -216,13 +243,14 @@ class EnergyRefiner(BaseModule):
     def logdensity(self, surface: FeatureSurface, boxes: Boxes) -> Tensor:
         """f (R,) of boxes as they are."""
         level = self.roi_extractor.map_roi_levels(boxes.corners)
+        head = self._inference_head()
         values = []
         for rows in torch.arange(
                 len(level), device=level.device).split(_BOXES_PER_CHUNK):
             pooled = self.roi_extractor.pool(surface, boxes.corners[rows],
                                              boxes.image_index[rows],
                                              level[rows])
-            values.append(self.head(pooled, boxes.labels[rows]))
+            values.append(head(pooled, boxes.labels[rows]))
         return torch.cat(values)
 
     # ------------------------------------------------------------- training
@@ -289,7 +317,8 @@ class EnergyRefiner(BaseModule):
             boxes = Boxes(boxes.corners.clone(), boxes.labels.clone(),
                           boxes.image_index.clone(), boxes.counts)
             moves = self._is_refinable(boxes.corners)[:, None, None]
-            full = self.corner_logdensity_fn(surface, boxes)
+            full = self.corner_logdensity_fn(surface, boxes,
+                                             self._inference_head())
             refined, result = self.ascend(
                 # A box that must not move gets no gradient.
                 lambda c: full(torch.where(moves, c, c.detach())),
@@ -344,6 +373,13 @@ class EnergyRefiner(BaseModule):
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]
         return (sides >= self.min_box_size).all(1)
+
+
+def _checked_dtype(name: Optional[str]) -> Optional[torch.dtype]:
+    if name not in (None, 'bfloat16', 'float16', 'float32'):
+        raise ValueError("inference_dtype must be 'bfloat16', 'float16', "
+                         f"'float32' or None, got {name!r}")
+    return None if name is None else getattr(torch, name)
 
 
 def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 
 from mmdet_ebm.models import energy_nms
+from mmdet_ebm.models.energy_nms import competing
 
 
 def loop(boxes, scores, labels, logdensity, threshold):
@@ -77,3 +78,27 @@ def test_identical_boxes_make_one_cluster():
     keep, scores = energy_nms(boxes, torch.tensor([.1, .7, .3, .2]),
                               torch.ones(4).long(), torch.zeros(4), 0.5, 100)
     assert len(keep) == 1 and scores.item() == pytest.approx(0.7)
+
+
+def test_boxes_that_meet_no_other_of_their_class_do_not_compete():
+    boxes = torch.tensor([[0., 0, 10, 10], [1., 0, 11, 10], [0., 0, 10, 10],
+                          [50., 50, 60, 60], [5., 5, 5, 5]])
+    labels = torch.tensor([0, 0, 1, 0, 0])
+    assert competing(boxes, labels, 0.5).tolist() == [True, True, False, False,
+                                                      False]
+    assert competing(boxes[:0], labels[:0], 0.5).shape == (0, )
+
+
+def test_log_densities_of_boxes_that_do_not_compete_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    corner = 60 * torch.rand(80, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 10], 1)
+    labels = torch.randint(3, (80, ), generator=generator)
+    scores = torch.rand(80, generator=generator)
+    logdensity = torch.randn(80, generator=generator)
+    meets = competing(boxes, labels, 0.4)
+    assert 10 < meets.sum() < 70
+    for found, expected in zip(
+            energy_nms(boxes, scores, labels, logdensity * meets, 0.4, 30),
+            energy_nms(boxes, scores, labels, logdensity, 0.4, 30)):
+        assert torch.equal(found, expected)

@@ -366,3 +366,26 @@ def test_saving_memory_without_any_object():
                       [torch.zeros(0).long()] * 2, SIZES)['loss_energy']
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_products_in_bfloat16_move_boxes_alike():
+    """Ordering and ascent; the weights themselves stay."""
+    model, reference = refiner(step_length=(0.003, 0.003)), boxes()
+    surface = model.surface(features(), SIZES)
+    exact = model.logdensity(surface, reference), model.refine(
+        surface, reference, SIZES)
+    low = refiner(step_length=(0.003, 0.003), inference_dtype='bfloat16')
+    low.load_state_dict(model.state_dict())
+    found = low.logdensity(surface, reference), low.refine(
+        surface, reference, SIZES)
+    assert found[0].dtype == found[1].corners.dtype == torch.float32
+    assert not torch.equal(found[0], exact[0])
+    torch.testing.assert_close(found[0], exact[0], rtol=0.05, atol=0.05)
+    shift = [r.corners - reference.corners for r in (found[1], exact[1])]
+    assert (shift[0] - shift[1]).abs().mean() < 0.1 * shift[1].abs().mean()
+    assert all(p.dtype == torch.float32 for p in low.parameters())
+
+
+def test_unknown_precisions_are_refused():
+    with pytest.raises(ValueError, match="inference_dtype must be 'bfloat16'"):
+        refiner(inference_dtype='int8')
