@@ -96,8 +96,8 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
                 num_candidates: int = 400, box_scale: float = 1.0) -> Scene:
     """Random weights and smooth random maps, the same at every call.
 
-    The last layer is scaled so that the published steps move boxes about as
-    far as trained heads do: some per cent of their size.
+    The last layer is scaled so that the published steps move boxes by about
+    a per cent of their size.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -110,7 +110,7 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
     finally:
         logging.disable(logging.NOTSET)
     refiner = model.roi_head.refiner
-    nn.init.normal_(refiner.head.fc_logdensity.weight, std=0.3)
+    nn.init.normal_(refiner.head.fc_logdensity.weight, std=0.05)
     extractor = refiner.roi_extractor
     height, width = (-(-side // 32) * 32 for side in image_size)
     features = []

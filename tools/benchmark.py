@@ -16,6 +16,7 @@ OMP_NUM_THREADS to the number of free cores.
 
 import argparse
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -33,6 +34,7 @@ from mmdet_ebm.models import Refinement
 from mmdet_ebm.models.refinement import refine_detections
 
 SIGMAS, BETA, NUM_SAMPLES = (0.075, 0.15, 0.3), 0.1, 127
+PUBLISHED = dict(num_steps=10, step_length=(80e-5, 32e-4), step_decay=0.5)
 SMALL = {
     'digits': ('configs/digits/faster-rcnn_r18-half_nce-plus_digits.py',
                (160, 160), 0.4),
@@ -144,39 +146,58 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
         scene = build_scene(COCO_CONFIG, R50_IMAGE, num_images, device)
         refiner, boxes = scene.refiner, scene.boxes
         refiner.requires_grad_(True)
-        surface = refiner.surface(_leaves(scene.features, True),
-                                  scene.image_sizes)
-        clean = refiner.surface(scene.features, scene.image_sizes)
-        published = dict(num_steps=10, step_length=(80e-5, 32e-4),
-                         step_decay=0.5)
+        # Built once for all steps here too, which favours the loop.
+        differentiable = refiner.surface(_leaves(scene.features, True),
+                                         scene.image_sizes)
+        surface = refiner.surface(scene.features, scene.image_sizes)
         start = [corners for corners, in boxes.split(boxes.corners)]
 
         def loop() -> List[Tensor]:
             refiner.zero_grad(set_to_none=False)
-            logdensity = refiner.corner_logdensity_fn(surface, boxes)
+            logdensity = refiner.corner_logdensity_fn(differentiable, boxes)
             return refine_in_lists(
                 lambda b: logdensity(torch.cat(b)[:, None])[:, 0], start,
-                **published)
+                **PUBLISHED)
 
-        def ours(**settings: Any) -> Tensor:
-            for name, value in settings.items():
-                setattr(refiner, name, value)
-            return refiner.refine(clean, boxes, scene.image_sizes).corners
+        default = settings_of(refiner)
+        published = dict(PUBLISHED, step_rule='decay')
 
-        default = {name: getattr(refiner, name) for name in published}
-        difference = (torch.cat(loop()) - ours(**published)).abs().max()
-        moved = (ours(**published) - boxes.corners).abs().mean()
+        def ours(settings: Dict[str, Any]) -> Tensor:
+            with changed(refiner, settings):
+                return refiner.refine(surface, boxes,
+                                      scene.image_sizes).corners
+
+        expected = torch.cat(loop())
         seconds = time_in_turn(
             {'published loop': loop,
-             'published schedule': lambda: ours(**published),
-             'default': lambda: ours(**default)},
+             'published schedule': lambda: ours(published),
+             'default': lambda: ours(default),
+             'default, bfloat16': lambda: ours(
+                 dict(default, inference_dtype=torch.bfloat16))},
             args.rounds, description='refinement')
-        for name in ('published schedule', 'default'):
-            more = {} if name == 'default' else dict(
-                max_difference_px=float(difference),
-                mean_shift_px=float(moved))
+        for name in ('published schedule', 'default', 'default, bfloat16'):
             report.compare(f'100 detections in {num_images} images, {name}',
-                           seconds, name, 'published loop', **more)
+                           seconds, name, 'published loop')
+        report.add(
+            'boxes of the published schedule',
+            max_difference_px=float((expected - ours(published)).abs().max()),
+            mean_shift_px=float((expected - boxes.corners).abs().mean()))
+
+
+def settings_of(refiner: torch.nn.Module) -> Dict[str, Any]:
+    return {name: getattr(refiner, name) for name in (
+        *PUBLISHED, 'step_rule', 'inference_dtype')}
+
+
+@contextmanager
+def changed(refiner: torch.nn.Module, settings: Dict[str, Any]):
+    """Other settings of the ascent for a while."""
+    before = settings_of(refiner)
+    vars(refiner).update(settings)
+    try:
+        yield
+    finally:
+        vars(refiner).update(before)
 
 
 # ------------------------------------------------------------------ detector
@@ -188,28 +209,45 @@ def detector(args: argparse.Namespace, report: Report) -> None:
     cases = {'R50-FPN 800x1333': (COCO_CONFIG, R50_IMAGE, 1.0), **SMALL}
     for name, (config, image_size, scale) in cases.items():
         scene = build_scene(config, image_size, 1, device, box_scale=scale)
-        head = scene.model.roi_head
+        model, refiner = scene.model, scene.refiner
         batch = image_batch(image_size, device)
+        model.roi_head.refinement = Refinement(energy_nms=False, ascent=False)
+        plain = torch.no_grad()(lambda: model.predict(**batch))
 
         @torch.no_grad()
-        def plain() -> None:
-            head.refinement = Refinement(energy_nms=False, ascent=False)
-            scene.model.predict(**batch)
+        def stages(energy_nms: bool, ascent: bool, **settings: Any) -> None:
+            with changed(refiner, settings):
+                refine_detections(
+                    refiner, Refinement(energy_nms, ascent), scene.features,
+                    scene.candidates if energy_nms else scene.detections(),
+                    scene.metas(), model.roi_head.test_cfg)
 
-        @torch.no_grad()
-        def stages(energy_nms: bool, ascent: bool) -> None:
-            refine_detections(
-                scene.refiner, Refinement(energy_nms, ascent), scene.features,
-                scene.candidates if energy_nms else scene.detections(),
-                scene.metas(), head.test_cfg)
+        pooled = torch.randn(len(scene.boxes.labels), *refiner.head.in_shape,
+                             device=device, requires_grad=True)
 
-        seconds = time_in_turn(
-            {'detector': plain, 'energy NMS': lambda: stages(True, False),
-             'ascent': lambda: stages(False, True),
-             'both': lambda: stages(True, True)},
-            args.rounds, description=name)
-        for stage in ('energy NMS', 'ascent', 'both'):
-            report.compare(f'{name}, {stage}', seconds, stage, 'detector')
+        def products() -> None:
+            """What the ascent and the NMS need of the head alone."""
+            with torch.no_grad():
+                for _ in range(5):  # 400 candidates, the last of the steps
+                    refiner.head(pooled, scene.boxes.labels)
+            for _ in range(refiner.num_steps):
+                torch.autograd.grad(
+                    refiner.head(pooled, scene.boxes.labels).sum(), pooled)
+
+        calls = {
+            'detector': plain,
+            'energy NMS': lambda: stages(True, False),
+            'ascent': lambda: stages(False, True),
+            'both': lambda: stages(True, True),
+            'both, bfloat16': lambda: stages(
+                True, True, inference_dtype=torch.bfloat16),
+            'both, published schedule': lambda: stages(
+                True, True, step_rule='decay', **PUBLISHED),
+            'matrix products of both': products,
+        }
+        seconds = time_in_turn(calls, args.rounds, description=name)
+        for call in list(calls)[1:]:
+            report.compare(f'{name}, {call}', seconds, call, 'detector')
 
 
 # ------------------------------------------------------------------ training
@@ -236,7 +274,7 @@ def training(args: argparse.Namespace, report: Report) -> None:
     report.compare('noise of 10,000 objects x 128', seconds, 'all at once',
                    'object by object')
 
-    scene = build_scene(COCO_CONFIG, (320, 512), 16, device, num_boxes=112)
+    scene = build_scene(COCO_CONFIG, R50_IMAGE, 16, device, num_boxes=112)
     refiner = scene.refiner.train()
     boxes, labels = zip(*scene.boxes.split(scene.boxes.corners,
                                            scene.boxes.labels))

@@ -14,9 +14,11 @@ adjoint. So the two autograd functions below are differentiable any number of
 times in table and edges.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +27,12 @@ from torch.autograd import Function
 # Upper bound on the gathered weights of one chunk; keeps the working set of a
 # step near the caches on a CPU and bounds the memory of the adjoint anywhere.
 _TAPS_PER_CHUNK = 1 << 21
+# The same for the values of a chunk; larger ones would get fresh memory.
+_OUTPUTS_PER_CHUNK = 1 << 21
 # The same for the values that a box gradient multiplies and sums up.
 _VALUES_PER_CHUNK = 1 << 19
+# Bytes, of a cache line.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -179,8 +185,8 @@ def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
     return index.reshape(-1, bag), weights.reshape(-1, bag)
 
 
-def _chunks(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule,
-                                                                   Rule]):
+def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
+            rules: tuple[Rule, Rule], channels: int):
     """Yield ``(grids, num_taps)``: which of the K grids, and the tap counts.
 
     Rules with fixed taps give chunks of equal size without looking at any
@@ -190,6 +196,7 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule,
     """
     num_grids = y.shape[0]
     num_values = y.shape[1] * x.shape[1]
+    most = max(1, _OUTPUTS_PER_CHUNK // max(1, num_values * channels))
     if not rules[0].is_mean and not rules[1].is_mean:
         taps = (rules[0].fixed_taps, rules[1].fixed_taps)
         size = max(1, _TAPS_PER_CHUNK // (num_values * taps[0] * taps[1]))
@@ -209,7 +216,7 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule,
     start = 0
     while start < num_grids:
         # The last grid of a chunk is its largest; shrink until it fits.
-        stop = min(num_grids, start + 1024)
+        stop = min(num_grids, start + most)
         while True:
             taps = spans[order[start:stop]].amax(0).tolist()
             cost = (stop - start) * num_values * taps[0] * taps[1]
@@ -275,6 +282,21 @@ def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
     return grads
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype,
+          device: torch.device) -> Tensor:
+    """Uninitialised memory.
+
+    On a CPU from numpy, which asks for large pages: filling ordinary pages
+    for the first time takes longer than what is written to them here.
+    """
+    if device.type != 'cpu':
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory)[start:start + size].view(dtype).view(shape)
+
+
 def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,
                     weights: Tensor) -> None:
     """Add ``weights[b, n] * values[b]`` to row ``index[b, n]`` of the table.
@@ -299,8 +321,8 @@ class GridSum(Function):
     @staticmethod
     def forward(ctx, table, y, x, layout, rules):
         shape = (*_grid_shape(y, x, rules), table.shape[1])
-        out = table.new_empty(shape)
-        for grids, taps in _chunks(y, x, layout, rules):
+        out = empty(shape, table.dtype, table.device)
+        for grids, taps in _chunks(y, x, layout, rules, shape[-1]):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
             values = F.embedding_bag(
@@ -335,7 +357,7 @@ class GridScatter(Function):
         ctx.layout, ctx.rules = layout, rules
         channels = values.shape[-1]
         table = values.new_zeros(layout.num_rows, channels)
-        for grids, taps in _chunks(y, x, layout, rules):
+        for grids, taps in _chunks(y, x, layout, rules, channels):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
             flat = values[grids].reshape(-1, channels)

@@ -17,12 +17,12 @@ Detection", ECCV 2018, arXiv 1807.11590, section 3.3.
 import math
 from typing import Optional, Sequence, Union
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
+from .grid_sums import (MEAN, PREFIX_INTEGRAL, GridLayout, GridSum,
+                        empty)
 
 METHODS = ('auto', 'cells', 'prefix')
 
@@ -215,7 +215,7 @@ class _CellTable(Function):
         ctx.dtypes = [m.dtype for m in maps]
         channels = maps[0].shape[1]
         sizes = [m.numel() // max(channels, 1) for m in maps]
-        table = _empty((sum(sizes), channels), dtype, maps[0].device)
+        table = empty((sum(sizes), channels), dtype, maps[0].device)
         for level, (block, cells) in enumerate(zip(table.split(sizes), maps)):
             block = block.view(cells.shape[0], *cells.shape[2:], channels)
             block.copy_(cells.permute(0, 2, 3, 1))
@@ -247,19 +247,6 @@ def _zero_outside(maps: Tensor, inside: list[tuple[int, int]]) -> Tensor:
     return maps * torch.stack([
         (row < rows)[:, None] & (col < cols)
         for rows, cols in inside])[:, None].to(maps.dtype)
-
-
-def _empty(shape: tuple[int, int], dtype: torch.dtype,
-           device: torch.device) -> Tensor:
-    """Memory for the table.
-
-    On a CPU from numpy, which asks for large pages: filling ordinary pages
-    for the first time takes longer than the copy itself.
-    """
-    if device.type == 'cpu':
-        return torch.from_numpy(np.empty(
-            shape, np.float64 if dtype == torch.float64 else np.float32))
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _check_features(features, spatial_scales, image_sizes, method) -> None:
