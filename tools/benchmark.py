@@ -18,7 +18,7 @@ import argparse
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, build_scene,
@@ -35,6 +35,9 @@ from mmdet_ebm.models.refinement import refine_detections
 
 SIGMAS, BETA, NUM_SAMPLES = (0.075, 0.15, 0.3), 0.1, 127
 PUBLISHED = dict(num_steps=10, step_length=(80e-5, 32e-4), step_decay=0.5)
+# Of COCO's order of magnitude. Objects: in 16 images of a training step.
+NUM_BOXES = dict(pooling=(1000, 4000), detections=100, noise=10000,
+                 objects=112)
 SMALL = {
     'digits': ('configs/digits/faster-rcnn_r18-half_nce-plus_digits.py',
                (160, 160), 0.4),
@@ -80,7 +83,7 @@ def pooling(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     scene = build_scene(COCO_CONFIG, R50_IMAGE, 1, device)
     extractor = scene.refiner.roi_extractor
-    for num_boxes in (1000, 4000):
+    for num_boxes in NUM_BOXES['pooling']:
         corners = coco_like_boxes(num_boxes, R50_IMAGE,
                                   torch.Generator().manual_seed(1)).to(device)
         image = torch.zeros(num_boxes, dtype=torch.int64, device=device)
@@ -143,7 +146,8 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
     """100 detections in 1, 2 and 8 images against the published loop."""
     device = torch.device(args.device)
     for num_images in (1, 2, 8):
-        scene = build_scene(COCO_CONFIG, R50_IMAGE, num_images, device)
+        scene = build_scene(COCO_CONFIG, R50_IMAGE, num_images, device,
+                            NUM_BOXES['detections'])
         refiner, boxes = scene.refiner, scene.boxes
         refiner.requires_grad_(True)
         # Built once for all steps here too, which favours the loop.
@@ -167,7 +171,10 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
                 return refiner.refine(surface, boxes,
                                       scene.image_sizes).corners
 
-        expected = torch.cat(loop())
+        height, width = R50_IMAGE
+        # The published loop does not clip.
+        expected = torch.cat(loop()).clamp(min=0).minimum(
+            boxes.corners.new_tensor([width, height, width, height]))
         seconds = time_in_turn(
             {'published loop': loop,
              'published schedule': lambda: ours(published),
@@ -176,8 +183,9 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
                  dict(default, inference_dtype=torch.bfloat16))},
             args.rounds, description='refinement')
         for name in ('published schedule', 'default', 'default, bfloat16'):
-            report.compare(f'100 detections in {num_images} images, {name}',
-                           seconds, name, 'published loop')
+            report.compare(
+                f'{len(boxes.labels)} detections in {num_images} images, '
+                f'{name}', seconds, name, 'published loop')
         report.add(
             'boxes of the published schedule',
             max_difference_px=float((expected - ours(published)).abs().max()),
@@ -208,7 +216,9 @@ def detector(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     cases = {'R50-FPN 800x1333': (COCO_CONFIG, R50_IMAGE, 1.0), **SMALL}
     for name, (config, image_size, scale) in cases.items():
-        scene = build_scene(config, image_size, 1, device, box_scale=scale)
+        scene = build_scene(config, image_size, 1, device,
+                            NUM_BOXES['detections'],
+                            4 * NUM_BOXES['detections'], scale)
         model, refiner = scene.model, scene.refiner
         batch = image_batch(image_size, device)
         model.roi_head.refinement = Refinement(energy_nms=False, ascent=False)
@@ -268,13 +278,17 @@ def training(args: argparse.Namespace, report: Report) -> None:
             sample_noise_of_object(SIGMAS, NUM_SAMPLES + 1)
 
     seconds = time_in_turn(
-        {'all at once': lambda: sample_all(10000),
-         'object by object': lambda: sample_in_a_loop(10000)},
+        {'all at once': lambda: sample_all(NUM_BOXES['noise']),
+         'object by object': lambda: sample_in_a_loop(NUM_BOXES['noise'])},
         args.rounds, description='noise')
-    report.compare('noise of 10,000 objects x 128', seconds, 'all at once',
-                   'object by object')
+    report.compare(f'noise of {NUM_BOXES["noise"]} objects x 128', seconds,
+                   'all at once', 'object by object')
 
-    scene = build_scene(COCO_CONFIG, R50_IMAGE, 16, device, num_boxes=112)
+    scene = build_scene(COCO_CONFIG, R50_IMAGE, 16, device,
+                        NUM_BOXES['objects'])
+    # As a frozen detector gives them on a CPU.
+    scene.features = [f.contiguous(memory_format=torch.channels_last)
+                      for f in scene.features]
     refiner = scene.refiner.train()
     boxes, labels = zip(*scene.boxes.split(scene.boxes.corners,
                                            scene.boxes.labels))
@@ -285,7 +299,7 @@ def training(args: argparse.Namespace, report: Report) -> None:
         loss.backward()
         optimizer.step()
 
-    def ours(memory_saving: bool) -> None:
+    def ours(memory_saving: Optional[bool]) -> None:
         refiner.memory_saving = memory_saving
         step(refiner.loss(scene.features, boxes, labels,
                           scene.image_sizes)['loss_energy'])
@@ -295,19 +309,20 @@ def training(args: argparse.Namespace, report: Report) -> None:
         logdensity = refiner.corner_logdensity_fn(surface, scene.boxes)
         step(nce_step(logdensity, boxes, SIGMAS, BETA, NUM_SAMPLES))
 
-    pooled = torch.randn(112 * 128, *refiner.head.in_shape, device=device)
+    pooled = torch.randn(128 * len(scene.boxes.labels),
+                         *refiner.head.in_shape, device=device)
 
     def products() -> None:
         """The head alone, on pooled features that are there already."""
         label = scene.boxes.labels.repeat_interleave(128)
         step(refiner.head(pooled, label).sum())
 
-    calls = {'default': lambda: ours(False),
+    calls = {'whole batch': lambda: ours(False),
              'memory saving': lambda: ours(True), 'published': published,
              'matrix products alone': products}
     seconds = time_in_turn(calls, args.rounds, description='training step')
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
-    for name in ('default', 'memory saving'):
+    for name in ('whole batch', 'memory saving'):
         for other in ('published', 'matrix products alone'):
             report.compare(f'training step, {name}', seconds, name, other)
         report.add(f'training step, {name}, peak memory',
@@ -321,17 +336,20 @@ def training(args: argparse.Namespace, report: Report) -> None:
 def growth(args: argparse.Namespace, report: Report) -> None:
     """Time of an ascent, by what it grows with."""
     device = torch.device(args.device)
+    number = NUM_BOXES['detections']
     cases = {
-        **{f'{n} boxes': dict(num_boxes=n) for n in (10, 100, 1000)},
-        **{f'{h}x{w} pixels': dict(image_size=(h, w))
-           for h, w in ((400, 667), R50_IMAGE, (1600, 2666))},
-        **{f'boxes {scale} times as large': dict(box_scale=scale)
-           for scale in (0.25, 1.0, 4.0)},
+        **{f'{n} times as many boxes': dict(num_boxes=int(n * number))
+           for n in (0.1, 1, 10)},
+        **{f'image sides times {n}': dict(image_size=tuple(
+            int(n * side) for side in R50_IMAGE)) for n in (0.5, 1, 2)},
+        **{f'boxes {n} times as large': dict(box_scale=n)
+           for n in (0.25, 1, 4)},
     }
     calls = {}
     for name, changes in cases.items():
         scene = build_scene(COCO_CONFIG, **{**dict(
-            image_size=R50_IMAGE, num_images=1, device=device), **changes})
+            image_size=R50_IMAGE, num_images=1, device=device,
+            num_boxes=number), **changes})
 
         def ascend(scene=scene) -> None:
             surface = scene.refiner.surface(scene.features, scene.image_sizes)
@@ -340,7 +358,8 @@ def growth(args: argparse.Namespace, report: Report) -> None:
         calls[name] = ascend
     seconds = time_in_turn(calls, args.rounds, description='growth')
     for name in calls:
-        report.compare(f'ascent, {name}', seconds, name, '100 boxes')
+        report.compare(f'ascent, {name}', seconds, name,
+                       '1 times as many boxes')
 
 
 SECTIONS = dict(pooling=pooling, refinement=refinement, detector=detector,

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+# Boxes evaluated at once where no graph is kept; bounds the memory.
+BOXES_PER_CHUNK = 2048
+
+
 @dataclass(frozen=True)
 class Boxes:
     """The boxes of a batch of images in one table of R rows.
@@ -61,3 +65,8 @@ class RefinedBoxes:
     logdensity: Tensor
     initial_logdensity: Tensor
     num_accepted: Tensor
+
+
+def repeat_rows(values: Tensor, times: int) -> Tensor:
+    """(R,) -> (R * times,), each value ``times`` times in a row."""
+    return values.repeat_interleave(times, output_size=len(values) * times)

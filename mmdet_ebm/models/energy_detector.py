@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .adapters import adapt
 from .feature_tap import FeatureTap
-from .frozen import TrainsEnergyModel
+from .frozen import TrainsEnergyModel, quick_layout
 from .refinement import (Refinement, build_refiner, energy_loss,
                          refine_detections)
 
@@ -150,7 +150,8 @@ class EnergyDetector(TrainsEnergyModel, BaseDetector):
         """The energy model's loss, with the detector's if it is not frozen."""
         if self.freeze_detector:
             with torch.no_grad():
-                maps = self._tap.run(batch_inputs, batch_data_samples)
+                maps = self._tap.run(quick_layout(batch_inputs),
+                                     batch_data_samples)
             return energy_loss(self.refiner, maps, batch_data_samples)
         with self._tap.running() as recording:
             losses = self.detector.loss(batch_inputs, batch_data_samples)

@@ -7,7 +7,7 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 from .energy_roi_head import EnergyRoIHead
-from .frozen import TrainsEnergyModel
+from .frozen import TrainsEnergyModel, quick_layout
 from .refinement import Refinement
 from .refiner import EnergyRefiner
 
@@ -56,5 +56,5 @@ class EnergyTwoStageDetector(TrainsEnergyModel, TwoStageDetector):
         if not self.freeze_detector:
             return super().loss(batch_inputs, batch_data_samples)
         with torch.no_grad():
-            x = self.extract_feat(batch_inputs)
+            x = self.extract_feat(quick_layout(batch_inputs))
         return self.roi_head.energy_loss(x, batch_data_samples)

@@ -1,7 +1,22 @@
 """A detector that trains its energy model alone, or with all of it."""
 
+import torch
+from torch import Tensor
+
 from .refinement import Refinement
 from .refiner import EnergyRefiner
+
+
+def quick_layout(batch_inputs: Tensor) -> Tensor:
+    """Images in the memory layout that a frozen backbone is fastest in.
+
+    On a CPU convolutions run a third faster channels last, and pooling then
+    takes the maps as they are. Not for what goes on to mmcv's RoIAlign, which
+    misreads such maps.
+    """
+    if batch_inputs.device.type != 'cpu' or batch_inputs.dim() != 4:
+        return batch_inputs
+    return batch_inputs.contiguous(memory_format=torch.channels_last)
 
 
 class TrainsEnergyModel:

@@ -1,6 +1,5 @@
 """The energy model of boxes: trains on ground truth, refines detections."""
 
-from functools import lru_cache, partial
 from typing import Callable, Optional, Sequence
 
 import torch
@@ -10,16 +9,13 @@ from mmengine.dist import get_world_size
 from mmengine.model import BaseModule
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from ..core import (STEP_RULES, AscentResult, LogDensityFn,
                     RecordedLogDensity, gradient_ascent, training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
-from .boxes import Boxes, RefinedBoxes
+from .boxes import BOXES_PER_CHUNK, Boxes, RefinedBoxes, repeat_rows
+from .training import image_by_image_fn, of_all_processes, whole_batch_fn
 from .uncertainty import BoxUncertainty, build_estimator
-
-# Boxes evaluated at once where no graph is kept; bounds the memory.
-_BOXES_PER_CHUNK = 2048
 
 
 @MODELS.register_module()
@@ -47,10 +43,11 @@ class EnergyRefiner(BaseModule):
             throughout. False follows the published code, which picks the
             level anew at every step, so that f jumps where the level changes.
         memory_saving: Train image by image and keep no pooled features, but
-            pool them again for the gradients: a fraction of the memory, for a
-            little time. With methods that differentiate in the box, or with
-            an unfrozen detector, everything is evaluated again, which takes
-            longer.
+            pool them again for the gradients: a fraction of the memory. With
+            methods that differentiate in the box, or with an unfrozen
+            detector, everything is evaluated again, which takes longer. By
+            default where it is also faster: on a CPU, for many candidates and
+            without the latter.
         inference_dtype: Precision of the head's products when ordering and
             moving boxes, such as 'bfloat16'; that of its weights by default.
             Pooling, boxes and sums stay as they are. It pays on a GPU and on
@@ -72,7 +69,7 @@ class EnergyRefiner(BaseModule):
                  step_rule: str = 'secant',
                  min_box_size: float = 2.0,
                  fix_level: bool = True,
-                 memory_saving: bool = False,
+                 memory_saving: Optional[bool] = None,
                  inference_dtype: Optional[str] = None,
                  uncertainty: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
@@ -157,16 +154,16 @@ class EnergyRefiner(BaseModule):
             boxes, of their image and class and, with ``fix_level``, level.
         """
         head = head or self.head
-        level_of = self._level_fn(reference)
+        level_of = self.level_fn(reference)
 
         def logdensity(corners: Tensor) -> Tensor:
             rows, samples = corners.shape[:2]
             level = level_of(corners)
             corners = corners.flatten(0, 1)
             pooled = self.roi_extractor.pool(
-                surface, corners, _repeat(reference.image_index, samples),
+                surface, corners, repeat_rows(reference.image_index, samples),
                 level)
-            return head(pooled, _repeat(reference.labels, samples)).view(
+            return head(pooled, repeat_rows(reference.labels, samples)).view(
                 rows, samples)
 
         return logdensity
@@ -181,60 +178,13 @@ class EnergyRefiner(BaseModule):
         return lambda pooled, labels: functional_call(
             self.head, weights, (pooled.to(dtype), labels))
 
-    def _image_by_image_fn(self, features: Sequence[Tensor],
-                           image_sizes: Sequence[tuple[int, int]],
-                           reference: Boxes) -> LogDensityFn:
-        """As :meth:`logdensity_fn`, little being kept for the gradients."""
-        level_of = self._level_fn(reference)
-
-        @lru_cache(maxsize=1)
-        def surface_of(image: int) -> FeatureSurface:
-            return self.roi_extractor.surface(
-                [f[image:image + 1] for f in features],
-                image_sizes[image:image + 1])
-
-        def pool(image: int, corners: Tensor, level: Tensor) -> Tensor:
-            return self.roi_extractor.pool(surface_of(image), corners,
-                                           torch.zeros_like(level), level)
-
-        def evaluate(image: int, corners: Tensor, level: Tensor,
-                     labels: Tensor) -> Tensor:
-            return self.head(pool(image, corners, level), labels)
-
-        def logdensity(relative: Tensor) -> Tensor:
-            rows, samples = relative.shape[:2]
-            corners = relative_to_boxes(
-                relative, reference.corners[:, None].to(relative.dtype))
-            labels = _repeat(reference.labels, samples)
-            # The boxes of an image, or some of them if they are many.
-            images, sizes = [], []
-            for image, count in enumerate(reference.counts):
-                for start in range(0, count * samples, _BOXES_PER_CHUNK):
-                    images.append(image)
-                    sizes.append(min(_BOXES_PER_CHUNK,
-                                     count * samples - start))
-            parts = list(zip(images, corners.flatten(0, 1).split(sizes),
-                             level_of(corners).split(sizes)))
-            if parts and (corners.requires_grad
-                          or any(f.requires_grad for f in features)):
-                values = torch.cat([
-                    checkpoint(evaluate, *part, label, use_reentrant=False,
-                               preserve_rng_state=False)
-                    for part, label in zip(parts, labels.split(sizes))])
-            else:
-                values = self.head.forward_repooled(
-                    [partial(pool, *part) for part in parts], labels)
-            return values.view(rows, samples)
-
-        return logdensity
-
-    def _level_fn(self, reference: Boxes) -> LogDensityFn:
+    def level_fn(self, reference: Boxes) -> LogDensityFn:
         """Corners (R, S, 4) -> the level (R * S,) to pool each from."""
         initial = self.roi_extractor.map_roi_levels(reference.corners)
 
         def level(corners: Tensor) -> Tensor:
             if self.fix_level:
-                return _repeat(initial, corners.shape[1])
+                return repeat_rows(initial, corners.shape[1])
             return self.roi_extractor.map_roi_levels(corners.flatten(0, 1))
 
         return level
@@ -246,7 +196,7 @@ class EnergyRefiner(BaseModule):
         head = self._inference_head()
         values = []
         for rows in torch.arange(
-                len(level), device=level.device).split(_BOXES_PER_CHUNK):
+                len(level), device=level.device).split(BOXES_PER_CHUNK):
             pooled = self.roi_extractor.pool(surface, boxes.corners[rows],
                                              boxes.image_index[rows],
                                              level[rows])
@@ -278,12 +228,11 @@ class EnergyRefiner(BaseModule):
         """
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
-        if self.memory_saving:
-            logdensity_fn = self._image_by_image_fn(features, image_sizes,
-                                                    boxes)
-        else:
-            logdensity_fn = self.logdensity_fn(
-                self.roi_extractor.surface(features, image_sizes), boxes)
+        saving = self.memory_saving
+        if saving is None:
+            saving = boxes.corners.device.type == 'cpu'
+        training_fn = image_by_image_fn if saving else whole_batch_fn
+        logdensity_fn = training_fn(self, features, image_sizes, boxes)
         # Objects per process, a fraction where there are few.
         num_objects = reduce_mean(weight.sum()).clamp(
             min=1 / get_world_size())
@@ -298,8 +247,8 @@ class EnergyRefiner(BaseModule):
         unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
         figures = training_figures(self.loss_energy.method, record, targets,
                                    weight)
-        return _of_all_processes(loss + 0 * unused, figures,
-                                 weight.sum() / num_objects)
+        return of_all_processes(loss + 0 * unused, figures,
+                                weight.sum() / num_objects)
 
     # ----------------------------------------------------------- refinement
 
@@ -386,26 +335,3 @@ def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
     return torch.cat([corners[:, 0::2].clamp(0, width),
                       corners[:, 1::2].clamp(0, height)], 1)[:, [0, 2, 1, 3]]
-
-
-def _of_all_processes(loss: Tensor, figures: dict[str, Tensor],
-                      share: Tensor) -> dict[str, Tensor]:
-    """What is logged, as if the objects of all processes were in this one.
-
-    Args:
-        loss: This process's part; its gradient stays this process's own.
-        figures: Means over this process's objects.
-        share: Their number, relative to the mean over the processes.
-    """
-    named = dict(loss_energy=loss, **figures)
-    if get_world_size() > 1 and loss.dim() == 0:
-        means = reduce_mean(torch.stack([
-            loss.detach(), *(figure * share for figure in figures.values())]))
-        named = dict(zip(named, means.unbind()))
-        named['loss_energy'] = means[0] + (loss - loss.detach())
-    return named
-
-
-def _repeat(values: Tensor, times: int) -> Tensor:
-    """(R,) -> (R * times,), each value ``times`` times in a row."""
-    return values.repeat_interleave(times, output_size=len(values) * times)
