@@ -21,7 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, 'R50_IMAGE', (96, 128))
     monkeypatch.setattr(benchmark, 'SMALL', {})
     monkeypatch.setattr(benchmark, 'NUM_BOXES', dict(
-        pooling=(6, ), noise=5, detections=9, objects=4))
+        pooling=(6, ), noise=5, detections=9, objects=16))
     return benchmark
 
 
