@@ -46,9 +46,14 @@ def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
 
     Jittered copies of objects; early objects have more of them.
     """
-    share = 1 / torch.arange(1, len(objects) + 1).float().sqrt()
-    owner = share.multinomial(num_candidates, True, generator=generator)
-    owner[:len(objects)] = torch.arange(len(objects))  # at least one each
+    # At least one each; without objects there is nothing to copy.
+    owner = torch.arange(len(objects))
+    if len(objects):
+        share = 1 / (1 + owner).float().sqrt()
+        more = share.multinomial(num_candidates - len(objects), True,
+                                 generator=generator)
+        owner = torch.cat([owner, more])
+    num_candidates = len(owner)
     sizes = (objects[:, 2:] - objects[:, :2])[owner].repeat(1, 2)
     bboxes = objects[owner] + sizes * 0.08 * torch.randn(
         num_candidates, 4, generator=generator)
