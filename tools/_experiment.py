@@ -5,11 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,3 +89,14 @@ def write_json(path: Path, value: object) -> None:
     side = path.with_name(f'.{path.name}.part')
     side.write_text(json.dumps(value, indent=1))
     side.replace(path)
+
+
+@contextmanager
+def changed(module: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
+    """Other values of a module's attributes for a while."""
+    before = {name: getattr(module, name) for name in settings}
+    vars(module).update(settings)
+    try:
+        yield
+    finally:
+        vars(module).update(before)

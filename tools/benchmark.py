@@ -16,13 +16,13 @@ OMP_NUM_THREADS to the number of free cores.
 
 import argparse
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, build_scene,
                               coco_like_boxes, image_batch)
+from _experiment import changed
 from _published import nce_step, refine_in_lists, sample_noise_of_object
 from _timing import (environment, milliseconds, peak_memory, ratio,
                      time_in_turn)
@@ -195,17 +195,6 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
 def settings_of(refiner: torch.nn.Module) -> Dict[str, Any]:
     return {name: getattr(refiner, name) for name in (
         *PUBLISHED, 'step_rule', 'inference_dtype')}
-
-
-@contextmanager
-def changed(refiner: torch.nn.Module, settings: Dict[str, Any]):
-    """Other settings of the ascent for a while."""
-    before = settings_of(refiner)
-    vars(refiner).update(settings)
-    try:
-        yield
-    finally:
-        vars(refiner).update(before)
 
 
 # ------------------------------------------------------------------ detector

@@ -4,7 +4,9 @@ Evaluates each checkpoint of an energy config with every stage that its
 detector knows switched on and off, on the val or test split, and prints AP,
 AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
 image takes. For each stage, and for a control if one is given, the difference
-of the means carries a 95 % bootstrap interval over images.
+of the means carries a 95 % bootstrap interval over images. With --ascents, the
+published schedule of the ascent and products in bfloat16 are compared with the
+default.
 
   python tools/compare_stages.py CONFIG seed0.pth seed1.pth seed2.pth \\
       --control-config PLAIN_CONFIG --control c0.pth c1.pth c2.pth
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _experiment import coco_results
+from _experiment import changed, coco_results
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -36,6 +38,11 @@ STAGES = {
     'ascent': dict(energy_nms=False, ascent=True),
     'both': dict(energy_nms=True, ascent=True),
 }
+# Other ways to run the ascent: settings of the refiner.
+ASCENTS = {
+    'published schedule': dict(num_steps=10, step_rule='decay'),
+    'bfloat16': dict(inference_dtype=torch.bfloat16),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +55,8 @@ def parse_args() -> argparse.Namespace:
                         help='config of a plain detector to compare with')
     parser.add_argument('--control', nargs='+', default=[],
                         help='its checkpoints, one for each seed')
+    parser.add_argument('--ascents', action='store_true',
+                        help='also run the ascent in other ways')
     parser.add_argument('--split', choices=['val', 'test'], default='test')
     parser.add_argument('--resamples', type=int, default=1000,
                         help='bootstrap resamples (default: 1000)')
@@ -102,6 +111,12 @@ def evaluate(args):
             model.refinement = dataclasses.replace(model.refinement,
                                                    **switches)
             add(stage, model)
+        if args.ascents:
+            model.refinement = dataclasses.replace(model.refinement,
+                                                   **STAGES['ascent'])
+            for name, settings in ASCENTS.items():
+                with changed(model.refiner, settings):
+                    add(name, model)
     for checkpoint in args.control:
         add('control', build_model(args.control_config, checkpoint,
                                    args.device))
@@ -132,7 +147,8 @@ def main() -> None:
     args = parse_args()
     matched, seconds = evaluate(args)
     pairs = [(stage, 'plain') for stage in matched
-             if stage not in ('plain', 'control')]
+             if stage not in ('plain', 'control', *ASCENTS)]
+    pairs += [('ascent', name) for name in ASCENTS if name in matched]
     if args.control:
         pairs += [(stage, 'control') for stage in ('both', 'ascent')
                   if stage in matched]

@@ -281,10 +281,12 @@ def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
     run_tool(monkeypatch, 'compare_stages', trained['energy'],
              trained['checkpoint'], '--control-config', trained['plain'],
              '--control', trained['plain_checkpoint'], '--resamples', 5,
-             '--out', out, '--device', 'cpu')
+             '--ascents', '--out', out, '--device', 'cpu')
     figures = json.loads(out.read_text())
     stages = figures['stages']
-    assert set(stages) == {'plain', 'energy NMS', 'ascent', 'both', 'control'}
+    assert set(stages) == {'plain', 'energy NMS', 'ascent', 'both', 'control',
+                           'published schedule', 'bfloat16'}
+    assert 'ascent - published schedule' in figures['differences']
     # The control is the same detector here: the plain stage must equal it.
     assert stages['plain']['runs'] == stages['control']['runs']
     assert set(figures['differences']['both - control']['AP']) == {
