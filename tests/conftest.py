@@ -13,6 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _quick_logs():
+    """Describing the machine and formatting configs takes longer than small
+    trainings do, and is for their logs."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr('mmengine.runner.runner.collect_env', dict)
+    patch.setattr('mmengine.config.config.FormatCode',
+                  lambda text, **_: (text, False))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)

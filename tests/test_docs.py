@@ -152,11 +152,6 @@ def users(tmp_path_factory):
     patch.setattr(sys, 'argv', sys.argv)
     patch.syspath_prepend(ROOT / 'tools')
     patch.setenv('PYTHONPATH', str(ROOT))
-    # Formatting the config and looking for compilers takes longer than the
-    # rest.
-    patch.setattr('mmengine.runner.runner.collect_env', dict)
-    patch.setattr('mmengine.config.config.FormatCode',
-                  lambda text, **_: (text, False))
     folders, outputs = {}, {}
 
     def enter(base):

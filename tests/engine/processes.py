@@ -4,6 +4,7 @@ import os
 import socket
 import traceback
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 
@@ -46,11 +47,12 @@ def _child(function, arguments, rank, processes, port):
         raise
 
 
-def share_noise():
+def share_noise(monkeypatch=None):
     """From now on all objects of a process get the same noise.
 
     Then the noise of an object depends neither on the batch nor on the
-    process that it is in. Importing ``shared_noise`` does the same.
+    process that it is in. Importing ``shared_noise`` does the same. Without
+    ``monkeypatch`` it stays so: for processes that end.
     """
 
     def draw(sampler, shape, generator, **options):
@@ -59,4 +61,4 @@ def share_noise():
         return row.expand(shape).clone()
 
     for module in (noise, langevin, score_matching):
-        module.draw = draw
+        (monkeypatch or pytest.MonkeyPatch()).setattr(module, 'draw', draw)

@@ -34,11 +34,6 @@ def files(digits, tmp_path_factory):
 @pytest.fixture
 def complaint(files, monkeypatch, tmp_path):
     """The message with which a tool refuses."""
-    # What takes most of the time until then is for the log.
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-    monkeypatch.setattr('mmengine.config.config.FormatCode',
-                        lambda text, **_: (text, False))
-
     def run(tool, config, checkpoint, *options):
         arguments = {
             'train': ('--work-dir', tmp_path, '--cfg-options',
