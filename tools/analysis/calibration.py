@@ -212,8 +212,8 @@ def main() -> None:
         runs, errors = zip(*(evaluate(args, cfg, checkpoint)
                              for checkpoint in args.checkpoints))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figures = dict(config=args.config, score_thr=args.score_thr,
-                   min_iou=args.min_iou, runs=runs)
+    figures = dict(config=args.config, cfg_options=args.cfg_options or {},
+                   score_thr=args.score_thr, min_iou=args.min_iou, runs=runs)
     args.out.with_suffix('.json').write_text(json.dumps(figures, indent=1))
     args.out.with_suffix('.md').write_text(table(runs) + '\n')
     draw_reliability(errors, args.out.with_suffix('.png'))
