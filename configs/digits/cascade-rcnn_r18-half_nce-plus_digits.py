@@ -12,7 +12,8 @@ model = dict(
             sigmas=(0.075, 0.15, 0.3),
             beta=0.1,
             num_samples=63),
-        step_length=(80e-5, 32e-4)))
+        step_length=(80e-5, 32e-4)),
+    refinement=dict(keep_plain=True))  # validation shows the gain
 
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/cascade-rcnn_r18-half_digits/epoch_8.pth'

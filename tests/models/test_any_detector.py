@@ -1,6 +1,7 @@
 """The wrapper: every family of detectors trains, predicts and infers."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -120,13 +121,20 @@ def test_family(family, pair):
         assert not torch.allclose(our.bboxes, their.bboxes)
         assert ('masks' in our) == (family == 'Mask R-CNN')
 
-    # As configured, in both frames.
-    model.refinement = stages
-    for small, large in zip(results(model, inputs, samples, False),
-                            results(model, inputs, samples), strict=True):
-        for name in ('bboxes', 'initial_bboxes'):
-            torch.testing.assert_close(small[name] * 2, large[name])
+    # As configured, in both frames; what it finds by itself goes with it.
+    model.refinement = dataclasses.replace(
+        stages, uncertainty=True, uncertainty_per_img=2, keep_plain=True)
+    for small, large, their in zip(
+            results(model, inputs, samples, False),
+            results(model, inputs, samples), theirs, strict=True):
+        for name in ('bboxes', 'initial_bboxes', 'box_std'):
+            torch.testing.assert_close(small[name] * 2, large[name],
+                                       equal_nan=True)
         assert len(large.logdensities) == len(large) > 0
+        assert large.box_std.isfinite().all(1).sum() <= 2
+        for name in ('bboxes', 'scores', 'labels'):
+            torch.testing.assert_close(large.plain_instances[name],
+                                       their[name], atol=1e-3, rtol=1e-5)
 
 
 def test_inference_call(pair):
