@@ -74,10 +74,13 @@ def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
                   0.5 * dim * math.log(2 * math.pi) +
                   math.log(sigmas.shape[0]))
+    squares = offsets.square()
+    if sigmas.shape[1] == 1:  # a width for all dimensions: once for all sigmas
+        squares = squares.sum(-1, keepdim=True)
     # One component at a time: there are few, and every pass over the offsets
     # is contiguous, unlike a sum over a short dimension of components.
     return reduce(torch.logaddexp, [
-        -(offsets * (math.sqrt(0.5) / sigma)).square().sum(-1) - constant
+        -(squares * (0.5 / sigma.square())).sum(-1) - constant
         for sigma, constant in zip(sigmas, normaliser)])
 
 
