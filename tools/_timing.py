@@ -1,5 +1,6 @@
 """Ratios of things that run in turn, so that all meet the same machine."""
 
+import os
 import platform
 import statistics
 import time
@@ -81,6 +82,8 @@ def environment(device: torch.device) -> Dict[str, Any]:
     return dict(
         torch=torch.__version__, python=platform.python_version(),
         threads=torch.get_num_threads(),
+        # Whether torch's memory comes in large pages, on a CPU.
+        large_pages=os.environ.get('THP_MEM_ALLOC_ENABLE', '0'),
         device=(torch.cuda.get_device_name(device)
                 if device.type == 'cuda' else _processor()))
 
