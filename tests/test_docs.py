@@ -26,8 +26,10 @@ FIRST = 'add_to_your_detector.md'
 # Their commands use what the first one made.
 PAGES = ('inference.md', 'methods.md', 'troubleshooting.md',
          'uncertainty.md')
+DETECTORS = 'detectors.md'  # has a user of its own
 FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 MASK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+RETINA = 'retinanet/retinanet_r50_fpn_1x_coco.py'
 NOT_RUN = (
     'pip install -e .',  # tools/install.sh does that
     # A detector of hardly any weights finds nothing that matches; the tool's
@@ -47,11 +49,15 @@ def small_config(base, data):
     """One of mmdet's configs, for the digits and with hardly any weights."""
     cfg = get_config(f'mmdet::{base}')
     cfg.model = shrink(cfg.model)
-    for head in ('bbox_head', 'mask_head'):
-        if head in cfg.model.roi_head:
-            cfg.model.roi_head[head].num_classes = 10
-    cfg.model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
-    cfg.model.test_cfg.rcnn.update(score_thr=0.05, max_per_img=5)
+    model = cfg.model
+    for parent in (model, model.get('roi_head', {})):
+        for head in ('bbox_head', 'mask_head'):
+            if head in parent:
+                parent[head].num_classes = 10
+    if 'rpn' in model.test_cfg:
+        model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
+    model.test_cfg.get('rcnn', model.test_cfg).update(
+        score_thr=0.05 if 'rpn' in model.test_cfg else 0.0, max_per_img=5)
     metainfo = dict(classes=tuple('0123456789'))
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
@@ -187,8 +193,21 @@ def test_commands_of_the_other_pages_run(users, base, page):
     run_page(page)
 
 
+def test_commands_for_another_detector_run(users, tmp_path, monkeypatch):
+    users(FASTER)  # for the environment
+    monkeypatch.chdir(tmp_path)
+    small_config(RETINA, small_digits(tmp_path / 'data')).dump(
+        'my_retinanet.py')
+    save_checkpoint('my_retinanet.py', 'my_retinanet.pth')
+    write(Path('photos/a.jpg'))
+    output = run_page(DETECTORS)
+    assert '| energy NMS |' in output and '| ascent - plain |' in output
+    prediction = json.loads(Path('outputs/preds/a.jpg.json').read_text())
+    assert prediction['initial_bboxes'] != prediction['bboxes']
+
+
 def test_links_between_pages_lead_somewhere():
-    for page in (FIRST, *PAGES):
+    for page in (FIRST, *PAGES, DETECTORS):
         for link in re.findall(r'\]\(([^)#]*)(?:#[^)]*)?\)',
                                (DOCS / page).read_text()):
             assert os.path.exists(DOCS / link), (page, link)
