@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.paa_head import PAAHead
+from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
@@ -39,14 +40,22 @@ class DetectorAdapter:
     @property
     def num_classes(self) -> Optional[int]:
         """Classes of the box head, None where it does not say."""
-        head = getattr(self.detector, 'bbox_head', None)
+        parent = getattr(self.detector, 'roi_head', self.detector)
+        head = _last(getattr(parent, 'bbox_head', None))
         return getattr(head, 'num_classes', None)
 
     @property
     def levels(self) -> Optional[dict]:
-        """``out_channels``, ``featmap_strides`` and ``finest_scale`` if known.
-        """
-        return None
+        """``out_channels``, ``featmap_strides`` and ``finest_scale`` of a RoI
+        extractor, None without one."""
+        head = getattr(self.detector, 'roi_head', None)
+        extractor = _last(getattr(head, 'bbox_roi_extractor', None))
+        if extractor is None:
+            return None
+        strides = tuple(extractor.featmap_strides)
+        return dict(
+            out_channels=extractor.out_channels, featmap_strides=strides,
+            finest_scale=getattr(extractor, 'finest_scale', 14 * strides[0]))
 
     @property
     def test_cfg(self) -> Optional[ConfigType]:
@@ -103,8 +112,9 @@ class DenseAdapter(DetectorAdapter):
             type(detector).predict is SingleStageDetector.predict
             and isinstance(head, BaseDenseHead)
             and type(head).predict is BaseDenseHead.predict
-            # PAA votes among boxes after its NMS and offers none before.
-            and not isinstance(head, PAAHead)
+            # PAA votes among boxes after its NMS, RTMDet-Ins has masks
+            # there; neither offers boxes before.
+            and not isinstance(head, (PAAHead, RTMDetInsHead))
             and 'with_nms' in inspect.signature(
                 head.predict_by_feat).parameters)
 
@@ -132,18 +142,6 @@ class TwoStageAdapter(DetectorAdapter):
                 and getattr(kind, 'predict', None) is BaseRoIHead.predict
                 and kind.predict_bbox in (StandardRoIHead.predict_bbox,
                                           CascadeRoIHead.predict_bbox))
-
-    @property
-    def num_classes(self) -> Optional[int]:
-        return _last(self.detector.roi_head.bbox_head).num_classes
-
-    @property
-    def levels(self) -> Optional[dict]:
-        extractor = _last(self.detector.roi_head.bbox_roi_extractor)
-        strides = tuple(extractor.featmap_strides)
-        return dict(
-            out_channels=extractor.out_channels, featmap_strides=strides,
-            finest_scale=getattr(extractor, 'finest_scale', 14 * strides[0]))
 
     @property
     def test_cfg(self) -> Optional[ConfigType]:
@@ -187,5 +185,5 @@ def adapt(detector: nn.Module) -> DetectorAdapter:
     return next(kind for kind in ADAPTERS if kind.suits(detector))(detector)
 
 
-def _last(module: nn.Module) -> nn.Module:
+def _last(module: Optional[nn.Module]) -> Optional[nn.Module]:
     return module[-1] if isinstance(module, nn.ModuleList) else module

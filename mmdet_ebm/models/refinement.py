@@ -126,7 +126,8 @@ def refine_detections(refiner: EnergyRefiner,
             ``scores`` (K,) and ``labels`` (K,). With the energy NMS on, all
             candidates above the score threshold, before any NMS.
         metas: Meta information of the images.
-        test_cfg: With ``nms`` and ``max_per_img``; needed by the energy NMS.
+        test_cfg: With ``nms`` and, perhaps, ``max_per_img``; needed by the
+            energy NMS.
         rescale: Give boxes in the original image's frame.
 
     Returns:
@@ -203,7 +204,7 @@ def order_by_energy(refiner: EnergyRefiner, surface: FeatureSurface,
     for candidate, (corners, values) in zip(candidates, pieces):
         keep, scores = energy_nms(corners, candidate.scores, candidate.labels,
                                   values, nms_cfg.iou_threshold,
-                                  test_cfg.max_per_img)
+                                  test_cfg.get('max_per_img', -1))
         results.append(
             _with_fields(candidate[keep], bboxes=corners[keep], scores=scores,
                          logdensities=values[keep]))
@@ -334,9 +335,8 @@ def _plain(detections: InstanceData,
         return plain
     _, keep = batched_nms(plain.bboxes, plain.scores, plain.labels,
                           require_plain_nms(test_cfg))
-    if test_cfg.max_per_img >= 0:
-        keep = keep[:test_cfg.max_per_img]
-    return plain[keep]
+    limit = test_cfg.get('max_per_img', -1)
+    return plain[keep if limit < 0 else keep[:limit]]
 
 
 def _best(candidates: InstanceData, number: int) -> InstanceData:
