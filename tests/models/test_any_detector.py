@@ -372,6 +372,26 @@ def test_another_nms_leaves_the_ascent():
     assert model.refinement == Refinement(energy_nms=False, ascent=True)
 
 
+def test_a_dense_head_without_a_limit_of_boxes():
+    yolox = get_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').model
+    yolox.backbone.init_cfg = None
+    model = wrapped(yolox)
+    model._adapter.test_cfg.score_thr = 0.9  # hardly any box survives
+    assert 'max_per_img' not in model._adapter.test_cfg
+    assert model.orders_by_energy
+    assert len(results(model, *batch())) == 2
+
+
+def test_masks_that_do_not_come_from_boxes_are_refused():
+    rtmdet = get_config(
+        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py').model
+    rtmdet.backbone.init_cfg = None
+    model = wrapped(rtmdet)
+    assert not model.orders_by_energy
+    with pytest.raises(ValueError, match='masks'):
+        results(model, *batch())
+
+
 def test_detectors_without_boxes_are_refused():
     solo = get_config('mmdet::solo/solo_r50_fpn_1x_coco.py').model
     solo.backbone.init_cfg = None
