@@ -5,13 +5,9 @@ _base_ = [
     '../_base_/datasets/digits_detection.py',
     '../_base_/small_runtime.py',
 ]
-model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='Pretrained',
-            prefix='backbone.',
-            checkpoint='work_dirs/faster-rcnn_r18-half_digits/epoch_8.pth')),
-    bbox_head=dict(num_classes=10))
+model = dict(bbox_head=dict(num_classes=10))
+# Of this only the backbone's weights have names that DINO has.
+load_from = 'work_dirs/faster-rcnn_r18-half_digits/epoch_8.pth'
 
 max_epochs = 12
 train_cfg = dict(

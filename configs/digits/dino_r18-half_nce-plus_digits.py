@@ -1,11 +1,9 @@
 # NCE+ energy model behind the frozen plain DINO of this folder.
 _base_ = './dino_r18-half_digits.py'
-detector = _base_.model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
-    detector=detector,
+    detector=_base_.model,
     refiner=dict(
         type='EnergyRefiner',
         head=dict(fc_out_channels=256),
@@ -16,8 +14,6 @@ model = dict(
             num_samples=63),
         step_length=(80e-5, 32e-4)),
     refinement=dict(keep_plain=True))  # validation shows the gain
-
-del detector
 
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/dino_r18-half_digits/epoch_12.pth'

@@ -86,3 +86,9 @@ def test_inference_on_a_folder(trained, monkeypatch, tmp_path, digits):
     assert len(written['annotations']) > 0
     assert all('logdensity' in a and len(a['box_std']) == 4
                for a in written['annotations'])
+
+
+def test_study_of_an_unknown_detector_is_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, 'study', 'digits', '--detector', 'nothing')
+    assert 'no energy config of nothing' in capsys.readouterr().err
