@@ -300,7 +300,8 @@ def training(args: argparse.Namespace, report: Report) -> None:
         step(nce_step(logdensity, boxes, SIGMAS, BETA, NUM_SAMPLES))
 
     pooled = torch.randn(128 * len(scene.boxes.labels),
-                         *refiner.head.in_shape, device=device)
+                         *refiner.head.in_shape, device=device).contiguous(
+                             memory_format=torch.channels_last)
 
     def products() -> None:
         """The head alone, on pooled features that are there already."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
-BOXES_PER_CHUNK = 2048
+BOXES_PER_CHUNK = 512
 
 
 @dataclass(frozen=True)
