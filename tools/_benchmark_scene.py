@@ -46,9 +46,8 @@ def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
 
     Jittered copies of objects; early objects have more of them.
     """
-    # At least one each; without objects there is nothing to copy.
-    owner = torch.arange(len(objects))
-    if len(objects):
+    owner = torch.arange(len(objects))  # at least one each
+    if 0 < len(objects) < num_candidates:
         share = 1 / (1 + owner).float().sqrt()
         more = share.multinomial(num_candidates - len(objects), True,
                                  generator=generator)
