@@ -15,6 +15,7 @@ from typing import Optional, Sequence
 import torch
 import torch.nn.functional as F
 from _experiment import ROOT, coco_results, train_once, write_json
+from _timing import peak_memory
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
@@ -244,24 +245,6 @@ def train_head(model: torch.nn.Module, cfg: Config, views: Sequence[dict],
         online(**online.data_preprocessor(batch)))[0].backward(), device)
     return dict(seconds_per_step=float(torch.tensor(times).median()),
                 peak_mib=peak)
-
-
-def peak_memory(step, device: torch.device) -> float:
-    """MiB that a call allocates beyond what was there, at its peak."""
-    if device.type == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    allocated = peak = 0
-    events = (e for e in profile.profiler.kineto_results.events()
-              if e.name() == '[memory]')
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return peak / 2**20
 
 
 def _collate(views: Sequence[dict]) -> dict:

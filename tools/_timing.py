@@ -4,7 +4,6 @@ import os
 import platform
 import statistics
 import time
-import tracemalloc
 from typing import Any, Callable, Dict, List
 
 import torch
@@ -50,22 +49,12 @@ def milliseconds(seconds: List[float]) -> float:
 
 def peak_memory(call: Callable[[], Any],
                 device: torch.device = torch.device('cpu')) -> float:
-    """MiB that a call allocates beyond what was there, at its peak.
-
-    On a CPU the peaks of torch's and of numpy's memory, added up: no less
-    than the peak of both.
-    """
+    """MiB that a call allocates beyond what was there, at its peak."""
     if device.type == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    tracemalloc.start()  # knows numpy's memory, and no tensors
-    try:
-        call()
-        others = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     with torch.profiler.profile(profile_memory=True) as profile:
         call()
     allocated = peak = 0
@@ -74,7 +63,7 @@ def peak_memory(call: Callable[[], Any],
     for event in sorted(events, key=lambda e: e.start_ns()):
         allocated += event.nbytes()
         peak = max(peak, allocated)
-    return (peak + others) / 2**20
+    return peak / 2**20
 
 
 def environment(device: torch.device) -> Dict[str, Any]:

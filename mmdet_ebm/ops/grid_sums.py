@@ -14,15 +14,15 @@ adjoint. So the two autograd functions below are differentiable any number of
 times in table and edges.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Callable, Optional, Sequence
+from typing import Callable, Optional
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+from .memory import empty
 
 # Upper bound on the gathered weights of one chunk; keeps the working set of a
 # step near the caches on a CPU and bounds the memory of the adjoint anywhere.
@@ -31,8 +31,6 @@ _TAPS_PER_CHUNK = 1 << 21
 _OUTPUTS_PER_CHUNK = 1 << 21
 # The same for the values that a box gradient multiplies and sums up.
 _VALUES_PER_CHUNK = 1 << 19
-# Bytes, of a cache line.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -280,21 +278,6 @@ def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
         grads[axis] = (F.pad((hi - mean) / length, (1, 0)) +
                        F.pad((mean - lo) / length, (0, 1)))
     return grads
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype,
-          device: torch.device) -> Tensor:
-    """Uninitialised memory.
-
-    On a CPU from numpy, which asks for large pages: filling ordinary pages
-    for the first time takes longer than what is written to them here.
-    """
-    if device.type != 'cpu':
-        return torch.empty(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory)[start:start + size].view(dtype).view(shape)
 
 
 def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .grid_sums import (MEAN, PREFIX_INTEGRAL, GridLayout, GridSum,
-                        empty)
+from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
+from .memory import empty
 
 METHODS = ('auto', 'cells', 'prefix')
 
