@@ -17,8 +17,8 @@ from mmdet_ebm.models import Boxes
 
 COCO_CONFIG = 'configs/coco/faster-rcnn_r50_fpn_nce-plus_coco.py'
 R50_IMAGE = (800, 1333)
-# Logarithms of the sides of COCO's boxes, at the network's input scale, are
-# about normal with these moments.
+# Mean and deviation of the logarithms of the sides: an assumption of COCO's
+# order of magnitude at the network's input scale, not measured on it.
 _LOG_SIDE = (4.3, 0.9)
 _LOG_ASPECT_STD = 0.35
 
@@ -26,7 +26,7 @@ _LOG_ASPECT_STD = 0.35
 def coco_like_boxes(num_boxes: int, image_size: tuple[int, int],
                     generator: torch.Generator,
                     scale: float = 1.0) -> Tensor:
-    """Corners (K, 4) with COCO's spread of sizes and shapes, in an image."""
+    """Corners (K, 4) of many sizes and shapes, as in COCO, in an image."""
     height, width = image_size
     mean, std = _LOG_SIDE
     side = scale * torch.exp(

@@ -178,7 +178,7 @@ class EnergyRefiner(BaseModule):
         return lambda pooled, labels: functional_call(
             self.head, weights, (pooled.to(dtype), labels))
 
-    def level_fn(self, reference: Boxes) -> LogDensityFn:
+    def level_fn(self, reference: Boxes) -> Callable[[Tensor], Tensor]:
         """Corners (R, S, 4) -> the level (R * S,) to pool each from."""
         initial = self.roi_extractor.map_roi_levels(reference.corners)
 
