@@ -15,7 +15,7 @@ times in table and edges.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,22 +35,28 @@ _VALUES_PER_CHUNK = 1 << 19
 
 @dataclass(frozen=True)
 class GridLayout:
-    """Where the cells of each of the K grids lie in the flat table.
+    """Where the cells of each of the K grids lie in the flat tables.
 
     Attributes:
         base: (K,) int64, table row of the grid's cell (0, 0).
+        stride: (K,) int64, table rows from a row of its map to the next.
         width: (K,) int64, number of cells in a row of its map.
         height: (K,) int64, number of rows of its map.
-        num_rows: Rows of the table.
+        num_rows: Rows of each table.
+        table: (K,) int64, the table of the grid; None where there is one only.
     """
     base: Tensor
+    stride: Tensor
     width: Tensor
     height: Tensor
-    num_rows: int
+    num_rows: Sequence[int]
+    table: Optional[Tensor] = None
 
     def __getitem__(self, item) -> 'GridLayout':
-        return GridLayout(self.base[item], self.width[item],
-                          self.height[item], self.num_rows)
+        return GridLayout(
+            self.base[item], self.stride[item], self.width[item],
+            self.height[item], self.num_rows,
+            None if self.table is None else self.table[item])
 
 
 # --------------------------------------------------------------------------
@@ -174,7 +180,7 @@ def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
     width = (layout.width + rules[1].extra)[:, None, None]
     row_weights = torch.where((rows >= 0) & (rows < height), row_weights, 0)
     col_weights = torch.where((cols >= 0) & (cols < width), col_weights, 0)
-    rows = rows.clamp(min=0).minimum(height - 1) * width
+    rows = rows.clamp(min=0).minimum(height - 1) * layout.stride[:, None, None]
     cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
     index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
     weights = (row_weights[:, :, None, :, None] *
@@ -185,21 +191,23 @@ def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
 
 def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
             rules: tuple[Rule, Rule], channels: int):
-    """Yield ``(grids, num_taps)``: which of the K grids, and the tap counts.
+    """Yield ``(grids, table, num_taps)``: which of the K grids, and how.
 
-    Rules with fixed taps give chunks of equal size without looking at any
-    value. The mean rule's tap count depends on the bins: there the grids are
-    sorted by extent, so that small boxes do not pay for large ones. That reads
-    values back and is meant for the CPU, where it costs nothing.
+    In one table, rules with fixed taps give chunks of equal size without
+    looking at any value. The mean rule's tap count depends on the bins: there
+    the grids are sorted by extent, so that small boxes do not pay for large
+    ones; and by table, if there are several. That reads values back and is
+    meant for the CPU, where it costs nothing.
     """
     num_grids = y.shape[0]
     num_values = y.shape[1] * x.shape[1]
     most = max(1, _OUTPUTS_PER_CHUNK // max(1, num_values * channels))
-    if not rules[0].is_mean and not rules[1].is_mean:
+    is_mean = rules[0].is_mean or rules[1].is_mean
+    if not is_mean and layout.table is None:
         taps = (rules[0].fixed_taps, rules[1].fixed_taps)
         size = max(1, _TAPS_PER_CHUNK // (num_values * taps[0] * taps[1]))
         for start in range(0, num_grids, size):
-            yield slice(start, start + size), taps
+            yield slice(start, start + size), 0, taps
         return
     spans = []
     for edges, sizes, rule in ((y, layout.height, rules[0]),
@@ -210,19 +218,25 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
         else:
             spans.append(torch.full_like(sizes, rule.fixed_taps))
     spans = torch.stack(spans, 1)
-    order = spans.prod(1).argsort()
+    order = spans.prod(1).argsort(stable=True)
+    ends = [num_grids]
+    if layout.table is not None:
+        order = order[layout.table[order].argsort(stable=True)]
+        ends = layout.table.bincount(
+            minlength=len(layout.num_rows)).cumsum(0).tolist()
     start = 0
-    while start < num_grids:
-        # The last grid of a chunk is its largest; shrink until it fits.
-        stop = min(num_grids, start + most)
-        while True:
-            taps = spans[order[start:stop]].amax(0).tolist()
-            cost = (stop - start) * num_values * taps[0] * taps[1]
-            if cost <= _TAPS_PER_CHUNK or stop - start == 1:
-                break
-            stop = start + (stop - start) // 2
-        yield order[start:stop], tuple(taps)
-        start = stop
+    for table, end in enumerate(ends):
+        while start < end:
+            # The last grid of a chunk is its largest; shrink until it fits.
+            stop = min(end, start + most)
+            while True:
+                taps = spans[order[start:stop]].amax(0).tolist()
+                cost = (stop - start) * num_values * taps[0] * taps[1]
+                if cost <= _TAPS_PER_CHUNK or stop - start == 1:
+                    break
+                stop = start + (stop - start) // 2
+            yield order[start:stop], table, tuple(taps)
+            start = stop
 
 
 def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
@@ -230,13 +244,14 @@ def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
             x.shape[1] - rules[1].is_mean)
 
 
-def _edge_gradients(table: Tensor, sums: Tensor, grad: Tensor, y: Tensor,
-                    x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
-                    needs: tuple[bool, bool]):
+def _edge_gradients(tables: Sequence[Tensor], sums: Tensor, grad: Tensor,
+                    y: Tensor, x: Tensor, layout: GridLayout,
+                    rules: tuple[Rule, Rule], needs: tuple[bool, bool]):
     """Gradients of ``(sums * grad).sum()`` in y and x.
 
-    ``sums`` is ``grid_sum(table, y, x, ...)``. Some grids at a time: the terms
-    are many times larger than the result, and stay in the caches that way.
+    ``sums`` is ``GridSum.apply(y, x, ..., *tables)``. Some grids at a time:
+    the terms are many times larger than the result, and stay in the caches
+    that way.
     """
     needs = [need and rule.derivative is not None
              for need, rule in zip(needs, rules)]
@@ -246,13 +261,13 @@ def _edge_gradients(table: Tensor, sums: Tensor, grad: Tensor, y: Tensor,
     # split, not slices: those would each get a gradient of full size.
     parts = zip(*(t.split(size) for t in (sums, grad, y, x)))
     grads = zip(*(_edge_gradients_of_part(
-        table, *part, layout[slice(i * size, (i + 1) * size)], rules, needs)
+        tables, *part, layout[slice(i * size, (i + 1) * size)], rules, needs)
         for i, part in enumerate(parts)))
     return [torch.cat(pieces) if need else None
             for pieces, need in zip(grads, needs)]
 
 
-def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
+def _edge_gradients_of_part(tables, sums, grad, y, x, layout, rules, needs):
     grads = [None, None]
     weighted = None
     for axis, (edges, rule) in enumerate(((y, rules[0]), (x, rules[1]))):
@@ -260,7 +275,7 @@ def _edge_gradients_of_part(table, sums, grad, y, x, layout, rules, needs):
             continue
         below = tuple(
             rule.derivative if a == axis else rules[a] for a in (0, 1))
-        slopes = GridSum.apply(table, y, x, layout, below)
+        slopes = GridSum.apply(y, x, layout, below, *tables)
         if not rule.is_mean:
             grads[axis] = (slopes * grad).sum(-1).sum(2 - axis)
             continue
@@ -299,68 +314,73 @@ def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,
 
 
 class GridSum(Function):
-    """``(table (L, C), y (K, Ey), x (K, Ex)) -> (K, P, Q, C)`` under rules."""
+    """``(y (K, Ey), x (K, Ex), layout, rules, *tables) -> (K, P, Q, C)``.
+
+    Each table is (L, C); see the top of this module.
+    """
 
     @staticmethod
-    def forward(ctx, table, y, x, layout, rules):
-        shape = (*_grid_shape(y, x, rules), table.shape[1])
-        out = empty(shape, table.dtype, table.device)
-        for grids, taps in _chunks(y, x, layout, rules, shape[-1]):
+    def forward(ctx, y, x, layout, rules, *tables):
+        first = tables[0]
+        shape = (*_grid_shape(y, x, rules), first.shape[1])
+        out = empty(shape, first.dtype, first.device)
+        for grids, table, taps in _chunks(y, x, layout, rules, shape[-1]):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
             values = F.embedding_bag(
-                index, table, mode='sum',
-                per_sample_weights=weights.to(table.dtype)).view(
+                index, tables[table], mode='sum',
+                per_sample_weights=weights.to(first.dtype)).view(
                     -1, *shape[1:])
             if isinstance(grids, slice):
                 out[grids] = values
             else:
                 out.index_copy_(0, grids, values)
-        ctx.save_for_backward(table, y, x, out)
+        ctx.save_for_backward(y, x, out, *tables)
         ctx.layout, ctx.rules = layout, rules
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        table, y, x, sums = ctx.saved_tensors
-        grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_table = GridScatter.apply(grad, y, x, ctx.layout, ctx.rules)
-        grad_y, grad_x = _edge_gradients(table, sums, grad, y, x, ctx.layout,
-                                         ctx.rules, ctx.needs_input_grad[1:3])
-        return grad_table, grad_y, grad_x, None, None
+        y, x, sums, *tables = ctx.saved_tensors
+        grad_tables = [None] * len(tables)
+        if any(ctx.needs_input_grad[4:]):
+            grad_tables = GridScatter.apply(grad, y, x, ctx.layout, ctx.rules)
+        grad_y, grad_x = _edge_gradients(tables, sums, grad, y, x, ctx.layout,
+                                         ctx.rules, ctx.needs_input_grad[:2])
+        return grad_y, grad_x, None, None, *grad_tables
 
 
 class GridScatter(Function):
-    """Adjoint of :class:`GridSum` in its table: (K, P, Q, C) -> (L, C)."""
+    """Adjoint of :class:`GridSum` in its tables: (K, P, Q, C) -> (L, C)s."""
 
     @staticmethod
     def forward(ctx, values, y, x, layout, rules):
         ctx.save_for_backward(values, y, x)
         ctx.layout, ctx.rules = layout, rules
         channels = values.shape[-1]
-        table = values.new_zeros(layout.num_rows, channels)
-        for grids, taps in _chunks(y, x, layout, rules, channels):
+        tables = [values.new_zeros(rows, channels)
+                  for rows in layout.num_rows]
+        for grids, table, taps in _chunks(y, x, layout, rules, channels):
             index, weights = _bags(y[grids], x[grids], layout[grids], rules,
                                    taps)
             flat = values[grids].reshape(-1, channels)
             weights = weights.to(values.dtype)
-            if table.device.type == 'cpu':
-                _scatter_sorted(table, flat, index, weights)
+            if values.device.type == 'cpu':
+                _scatter_sorted(tables[table], flat, index, weights)
                 continue
             # One tap of every bag at a time bounds the memory by the output's.
             for tap in range(index.shape[1]):
-                table.index_add_(0, index[:, tap],
-                                 flat * weights[:, tap, None])
-        return table
+                tables[table].index_add_(0, index[:, tap],
+                                         flat * weights[:, tap, None])
+        return tuple(tables)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         values, y, x = ctx.saved_tensors
         grad_values, needs = None, ctx.needs_input_grad
         if any(needs):
             # The edge gradients are those of its product with the values.
-            grad_values = GridSum.apply(grad, y, x, ctx.layout, ctx.rules)
-        grad_y, grad_x = _edge_gradients(grad, grad_values, values, y, x,
+            grad_values = GridSum.apply(y, x, ctx.layout, ctx.rules, *grads)
+        grad_y, grad_x = _edge_gradients(grads, grad_values, values, y, x,
                                          ctx.layout, ctx.rules, needs[1:3])
         return grad_values, grad_y, grad_x, None, None

@@ -58,7 +58,7 @@ class FeatureSurface:
         _check_features(features, spatial_scales, image_sizes, method)
         first = features[0]
         if method == 'auto':
-            method = 'cells' if first.device.type == 'cpu' else 'prefix'
+            method = _method_for(first)
         self.method = method
         self.num_images, self.channels = first.shape[:2]
         self.num_levels = len(features)
@@ -67,32 +67,49 @@ class FeatureSurface:
         rule = PREFIX_INTEGRAL if method == 'prefix' else MEAN
         self._rules = (rule, rule)
 
-        maps, insides = features, None
-        if image_sizes is not None:
-            insides = [[(math.ceil(h * scale), math.ceil(w * scale))
-                        for h, w in image_sizes] for scale in spatial_scales]
+        maps = features
         if method == 'prefix':
-            if insides is not None:
-                maps = [_zero_outside(m, inside)
-                        for m, inside in zip(maps, insides)]
-                insides = None
             maps = [nn.functional.pad(m.to(torch.float64), (1, 0, 1, 0)
                                       ).cumsum(2).cumsum(3) for m in maps]
-        self._table = _CellTable.apply(
-            torch.promote_types(maps[0].dtype, self.dtype), insides, *maps)
-        heights = [f.shape[2] for f in features]
-        widths = [f.shape[3] for f in features]
+        rows = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
+        self.in_place = self.is_in_place(features, method)
+        if self.in_place:
+            self._tables = tuple(
+                m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps)
+            starts = [0] * self.num_levels
+        else:
+            self._tables = (_CellTable.apply(
+                torch.promote_types(maps[0].dtype, self.dtype), *maps), )
+            starts = [sum(rows[:i]) for i in range(self.num_levels)]
         # Filled, not copied from the host: a copy would wait for the device.
         as_ints = lambda values: torch.stack(  # noqa: E731
             [first.new_full((), v, dtype=torch.int64) for v in values])
-        self._heights, self._widths = as_ints(heights), as_ints(widths)
-        image_rows = [m.shape[2] * m.shape[3] for m in maps]
-        self._image_rows = as_ints(image_rows)
-        self._bases = as_ints(
-            [self.num_images * sum(image_rows[:i])
-             for i in range(self.num_levels)])
+        self._bases = as_ints(starts)
+        self._strides = as_ints([m.shape[3] for m in maps])
+        self._image_rows = as_ints([m.shape[2] * m.shape[3] for m in maps])
+        self._num_rows = [len(table) for table in self._tables]
+        # Cells along y and x, for each level (row) and image (column).
+        insides = [_inside(m, scale, image_sizes)
+                   for m, scale in zip(features, spatial_scales)]
+        self._heights, self._widths = (
+            torch.stack([as_ints([sizes[axis] for sizes in level])
+                         for level in insides]) for axis in (0, 1))
         self._scales = torch.stack([
             first.new_full((), s, dtype=self.dtype) for s in spatial_scales])
+
+    @staticmethod
+    def is_in_place(features: Sequence[Tensor], method: str = 'auto') -> bool:
+        """Whether maps are tables of cells as they lie in memory.
+
+        Then a surface is no copy of them and costs nothing. So it is for
+        channels-last maps in single or double precision, pooled by cells.
+        """
+        if method == 'auto':
+            method = _method_for(features[0])
+        return method == 'cells' and all(
+            m.dtype == features[0].dtype
+            and m.dtype in (torch.float32, torch.float64)
+            and m.permute(0, 2, 3, 1).is_contiguous() for m in features)
 
     def pool(self, boxes: Tensor, image_index: Tensor, level: Tensor,
              output_size: tuple[int, int]) -> Tensor:
@@ -109,15 +126,17 @@ class FeatureSurface:
         """
         layout = GridLayout(
             base=self._bases[level] + image_index * self._image_rows[level],
-            width=self._widths[level],
-            height=self._heights[level],
-            num_rows=self._table.shape[0])
+            stride=self._strides[level],
+            width=self._widths[level, image_index],
+            height=self._heights[level, image_index],
+            num_rows=self._num_rows,
+            table=level if len(self._tables) > 1 else None)
         scaled = boxes.to(self.dtype) * self._scales[level][:, None]
         if self.method == 'prefix':
             scaled = scaled.double()
         x = _bin_edges(scaled[:, 0], scaled[:, 2], output_size[1])
         y = _bin_edges(scaled[:, 1], scaled[:, 3], output_size[0])
-        pooled = GridSum.apply(self._table, y, x, layout, self._rules)
+        pooled = GridSum.apply(y, x, layout, self._rules, *self._tables)
         if self.method == 'prefix':
             pooled = pooled.diff(dim=1).diff(dim=2)
             lengths = y.diff(dim=1)[:, :, None] * x.diff(dim=1)[:, None, :]
@@ -185,6 +204,10 @@ class PrRoIPool(nn.Module):
                 f'spatial_scale={self.spatial_scale}')
 
 
+def _method_for(features: Tensor) -> str:
+    return 'cells' if features.device.type == 'cpu' else 'prefix'
+
+
 def _pair(size: Union[int, Sequence[int]]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or min(pair) < 1:
@@ -204,49 +227,40 @@ class _CellTable(Function):
     """Maps (N, C, H_l, W_l) of all levels -> their cells (L, C) in one table.
 
     Levels and images follow each other, cells row by row: channels-last
-    order, in one pass over memory. ``insides`` tells for each level and image
-    how many rows and columns are its own; the rest is zero.
+    order, in one pass over memory.
     """
 
     @staticmethod
-    def forward(ctx, dtype, insides, *maps):
-        ctx.insides = insides
+    def forward(ctx, dtype, *maps):
         ctx.shapes = [m.shape for m in maps]
         ctx.dtypes = [m.dtype for m in maps]
         channels = maps[0].shape[1]
         sizes = [m.numel() // max(channels, 1) for m in maps]
         table = empty((sum(sizes), channels), dtype, maps[0].device)
-        for level, (block, cells) in enumerate(zip(table.split(sizes), maps)):
-            block = block.view(cells.shape[0], *cells.shape[2:], channels)
-            block.copy_(cells.permute(0, 2, 3, 1))
-            for image, (rows, cols) in zip(block, insides[level] if insides
-                                           else ()):
-                image[rows:] = 0
-                image[:, cols:] = 0
+        for block, cells in zip(table.split(sizes), maps):
+            block.view(cells.shape[0], *cells.shape[2:], channels).copy_(
+                cells.permute(0, 2, 3, 1))
         return table
 
     @staticmethod
     def backward(ctx, grad):
         sizes = [shape.numel() // max(shape[1], 1) for shape in ctx.shapes]
-        grads = [block.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-                 for block, shape in zip(grad.split(sizes), ctx.shapes)]
-        if ctx.insides is not None:
-            grads = [_zero_outside(g, inside)
-                     for g, inside in zip(grads, ctx.insides)]
-        return (None, None, *(
-            g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)))
+        return (None, *(
+            block.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+            .to(dtype) for block, shape, dtype in zip(
+                grad.split(sizes), ctx.shapes, ctx.dtypes)))
 
 
-def _zero_outside(maps: Tensor, inside: list[tuple[int, int]]) -> Tensor:
-    """Zeros beyond the rows and columns of each image; differentiable."""
-    height, width = maps.shape[2:]
-    if all(rows >= height and cols >= width for rows, cols in inside):
-        return maps
-    row = torch.arange(height, device=maps.device)
-    col = torch.arange(width, device=maps.device)
-    return maps * torch.stack([
-        (row < rows)[:, None] & (col < cols)
-        for rows, cols in inside])[:, None].to(maps.dtype)
+def _inside(features: Tensor, scale: float,
+            image_sizes: Optional[Sequence[tuple[int, int]]]
+            ) -> list[tuple[int, int]]:
+    """Rows and columns of each image's own cells in a map (N, C, H, W)."""
+    rows, cols = features.shape[2:]
+    if image_sizes is None:
+        return [(rows, cols)] * len(features)
+    return [(min(rows, math.ceil(height * scale)),
+             min(cols, math.ceil(width * scale)))
+            for height, width in image_sizes]
 
 
 def _check_features(features, spatial_scales, image_sizes, method) -> None:

@@ -235,6 +235,48 @@ def test_padding_does_not_change_what_a_box_sees(method):
         cropped.pool(boxes * 4, index, level, (2, 2)))
 
 
+def channels_last(maps):
+    return [m.contiguous(memory_format=torch.channels_last) for m in maps]
+
+
+PYRAMID = dict(level=torch.tensor([0, 1, 1, 0, 1, 0]),
+               image_index=ROIS[:, 0].long(), output_size=(3, 2))
+
+
+def test_channels_last_maps_are_pooled_in_place():
+    levels = [random_map(), random_map()[:, :, :5, :6] + 1]
+    sizes = [(7, 9), (9, 8)]
+    copied = FeatureSurface(levels, [1.0, 0.5], sizes)
+    in_place = FeatureSurface(channels_last(levels), [1.0, 0.5], sizes)
+    assert in_place.in_place and not copied.in_place
+    torch.testing.assert_close(in_place.pool(ROIS[:, 1:], **PYRAMID),
+                               copied.pool(ROIS[:, 1:], **PYRAMID))
+    levels = channels_last(levels)
+    surface = FeatureSurface(levels, [1.0, 0.5])
+    before = surface.pool(ROIS[:, 1:], **PYRAMID)
+    for features in levels:
+        features.mul_(2)
+    torch.testing.assert_close(surface.pool(ROIS[:, 1:], **PYRAMID),
+                               2 * before)
+
+
+def test_channels_last_maps_have_gradients_twice():
+    fine, coarse = random_map(channels=1), random_map(channels=1)[..., :5, :6]
+    arguments = [t.contiguous().requires_grad_()
+                 for t in (fine, coarse, ROIS[:, 1:])]
+
+    def pool(fine, coarse, boxes):
+        # With one channel strides say nothing: a second one is needed.
+        maps = channels_last([torch.cat([m, 2 * m], 1)
+                              for m in (fine, coarse)])
+        surface = FeatureSurface(maps, [0.9, 0.45], [(8, 9), (9, 10)])
+        assert surface.in_place
+        return surface.pool(boxes, **PYRAMID)
+
+    assert gradcheck(pool, arguments)
+    assert gradgradcheck(pool, arguments)
+
+
 def test_layer_equals_function():
     features = random_map()
     layer = PrRoIPool(3, spatial_scale=0.5)
