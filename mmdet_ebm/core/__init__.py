@@ -5,7 +5,7 @@ from .ascent import (STEP_RULES, AscentResult, decayed_steps, gradient_ascent,
 from .diagnostics import RecordedLogDensity, separation, training_figures
 from .langevin import langevin_chain
 from .losses import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, NCEPlus,
-                     relative_iou)
+                     SamplingMethod, relative_iou)
 from .noise import (GaussianMixtureNoise, noise_logprob, quasi_random_noise,
                     sample_noise)
 from .types import LogDensityFn
@@ -16,9 +16,8 @@ __all__ = [
     'AscentResult', 'DSM', 'DensitySamples', 'GaussianMixtureNoise', 'IoUNet',
     'KLDIS', 'Laplace', 'LogDensityFn', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus',
     'RecordedLogDensity', 'SM', 'STEP_RULES', 'SampleWeights',
-    'decayed_steps', 'gradient_ascent', 'hessian',
+    'SamplingMethod', 'decayed_steps', 'gradient_ascent', 'hessian',
     'langevin_chain', 'laplace', 'noise_logprob', 'quasi_random_noise',
     'relative_iou', 'sample_density', 'sample_noise', 'secant_steps',
-    'separation',
-    'stopping_ascent', 'training_figures', 'weigh_samples'
+    'separation', 'stopping_ascent', 'training_figures', 'weigh_samples'
 ]

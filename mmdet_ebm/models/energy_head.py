@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Callable, Optional, Sequence, Union
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,6 @@ from mmcv.cnn import build_activation_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-
-from ..ops import repooled_linear
 
 
 @MODELS.register_module()
@@ -87,22 +85,11 @@ class EnergyHead(BaseModule):
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
         return self._of_class(self.shared_fcs(pooled), labels)
 
-    def forward_repooled(self, pools: Sequence[Callable[[], Tensor]],
-                         labels: Tensor) -> Tensor:
-        """The same for boxes in parts, whose pooled features are not kept.
-
-        Args:
-            pools: Each gives the pooled features (R_i, C, P, Q) of a part,
-                and again for the gradients; they have none themselves.
-            labels: (sum R_i,) int64.
-
-        Returns:
-            (sum R_i,); see :meth:`forward`.
+    def from_products(self, products: Tensor, labels: Tensor) -> Tensor:
+        """f (R,) from the products (R, out) of the first layer, without bias.
         """
         first, *rest = self.shared_fcs
-        hidden = repooled_linear(
-            [lambda pool=pool: _flat(pool()) for pool in pools],
-            _flat(first.weight), first.bias)
+        hidden = products + first.bias.to(products.dtype)
         return self._of_class(nn.Sequential(*rest)(hidden), labels)
 
     def _of_class(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -143,7 +130,18 @@ class PooledLinear(nn.Linear):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, Q) -> (R, out_features)."""
-        return F.linear(_flat(pooled), _flat(self.weight), self.bias)
+        return F.linear(self.flat(pooled), self.flat(self.weight), self.bias)
+
+    @staticmethod
+    def flat(values: Tensor) -> Tensor:
+        """Features or weights (R, C, P, Q) -> (R, P * Q * C)."""
+        return values.permute(0, 2, 3, 1).flatten(1)
+
+    @staticmethod
+    def unflat(values: Tensor, in_shape: tuple[int, int, int]) -> Tensor:
+        """The way back, (R, P * Q * C) -> (R, C, P, Q)."""
+        channels, *bins = in_shape
+        return values.unflatten(1, (*bins, channels)).permute(0, 3, 1, 2)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # An ordinary linear layer's weight, of features flattened as C, P, Q.
@@ -152,10 +150,6 @@ class PooledLinear(nn.Linear):
                 self.out_features, self.in_features):
             state_dict[prefix + 'weight'] = weight.view_as(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _flat(pooled: Tensor) -> Tensor:
-    return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
 def _is_smooth(activation: nn.Module) -> bool:

@@ -46,8 +46,16 @@ class EnergyLoss(nn.Module):
             A scalar, or (N,) for the reduction 'none'. Zero with a graph when
             there are no instances.
         """
+        return self.reduce(self.method(logdensity_fn, targets), weight,
+                           avg_factor, reduction_override)
+
+    def reduce(self,
+               losses: Tensor,
+               weight: Optional[Tensor] = None,
+               avg_factor: Optional[float] = None,
+               reduction_override: Optional[str] = None) -> Tensor:
+        """What :meth:`forward` makes of the method's losses (N,)."""
         reduction = _checked_reduction(reduction_override or self.reduction)
-        losses = self.method(logdensity_fn, targets)
         if reduction == 'mean' and avg_factor is None:
             avg_factor = max(len(losses), 1)  # the mean of nothing is zero
         return self.loss_weight * weight_reduce_loss(losses, weight, reduction,

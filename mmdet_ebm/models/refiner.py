@@ -10,11 +10,11 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.func import functional_call
 
-from ..core import (STEP_RULES, AscentResult, LogDensityFn,
-                    RecordedLogDensity, gradient_ascent, training_figures)
+from ..core import (STEP_RULES, AscentResult, LogDensityFn, gradient_ascent,
+                    training_figures)
 from ..ops import FeatureSurface, relative_to_boxes
 from .boxes import BOXES_PER_CHUNK, Boxes, RefinedBoxes, repeat_rows
-from .training import image_by_image_fn, of_all_processes, whole_batch_fn
+from .training import energy_loss, of_all_processes
 from .uncertainty import BoxUncertainty, build_estimator
 
 
@@ -42,12 +42,13 @@ class EnergyRefiner(BaseModule):
         fix_level: Pool a box from the level of its initial position
             throughout. False follows the published code, which picks the
             level anew at every step, so that f jumps where the level changes.
-        memory_saving: Train image by image and keep no pooled features, but
-            pool them again for the gradients: a fraction of the memory. With
-            methods that differentiate in the box, or with an unfrozen
-            detector, everything is evaluated again, which takes longer. By
-            default where it is also faster: on a CPU, for many candidates and
-            without the latter.
+        memory_saving: Train on some objects at a time and keep no pooled
+            features, a fraction of the memory: the gradients of a part are
+            computed before the next is pooled. With methods that
+            differentiate in the box, or with an unfrozen detector, everything
+            is evaluated again for them, which takes longer. By default where
+            it is also faster: on a CPU, for many candidates and without the
+            latter.
         inference_dtype: Precision of the head's products when ordering and
             moving boxes, such as 'bfloat16'; that of its weights by default.
             Pooling, boxes and sums stay as they are. It pays on a GPU and on
@@ -228,25 +229,17 @@ class EnergyRefiner(BaseModule):
         """
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
-        saving = self.memory_saving
-        if saving is None:
-            saving = boxes.corners.device.type == 'cpu'
-        training_fn = image_by_image_fn if saving else whole_batch_fn
-        logdensity_fn = training_fn(self, features, image_sizes, boxes)
         # Objects per process, a fraction where there are few.
         num_objects = reduce_mean(weight.sum()).clamp(
             min=1 / get_world_size())
-        record = RecordedLogDensity(logdensity_fn)
-        targets = torch.zeros_like(boxes.corners)
-        loss = self.loss_energy(
-            record, targets, weight=weight,
-            avg_factor=(num_objects if self.loss_energy.reduction == 'mean'
-                        else None))
+        loss, record = energy_loss(
+            self, features, image_sizes, boxes, weight,
+            num_objects if self.loss_energy.reduction == 'mean' else None)
         # Score matching does not depend on what only shifts f. Parameters
         # without any gradient would halt distributed training.
         unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
-        figures = training_figures(self.loss_energy.method, record, targets,
-                                   weight)
+        figures = training_figures(self.loss_energy.method, record,
+                                   torch.zeros_like(boxes.corners), weight)
         return of_all_processes(loss + 0 * unused, figures,
                                 weight.sum() / num_objects)
 

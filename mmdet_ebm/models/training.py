@@ -1,8 +1,8 @@
 """What a training step needs around the log-density of boxes."""
 
 import math
-from functools import lru_cache, partial
-from typing import Sequence
+from functools import lru_cache
+from typing import Iterator, Optional, Sequence
 
 import torch
 from mmdet.utils import reduce_mean
@@ -10,15 +10,123 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import LogDensityFn
+from ..core import LogDensityFn, RecordedLogDensity, SamplingMethod
 from ..ops import FeatureSurface, relative_to_boxes
 from . import boxes
 from .boxes import Boxes, repeat_rows
+from .loss_by_parts import loss_by_parts
 
 
 # Pooled features from which on it is faster on a CPU not to keep them, because
 # fresh memory costs more there: 256 MiB of float32.
 _MANY_VALUES = 1 << 26
+# Candidates of a part whose gradients are computed at once: matrix products
+# with fewer rows are slower, more rows need more memory.
+_ROWS_PER_PART = 2048
+
+
+def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
+                image_sizes: Sequence[tuple[int, int]], reference: Boxes,
+                weight: Tensor, avg_factor: Optional[Tensor]
+                ) -> tuple[Tensor, RecordedLogDensity]:
+    """The loss of boxes under the refiner's training method.
+
+    Where the refiner saves memory, the loss is differentiated part by part
+    (:func:`loss_by_parts`) if nothing but the head's parameters needs
+    gradients, and else evaluated again for them (:func:`image_by_image_fn`).
+
+    Args:
+        refiner: An ``EnergyRefiner``.
+        features: Maps (N, C, H_l, W_l) of each level; get gradients if they
+            require them.
+        image_sizes: Height and width of each image inside its padding.
+        reference: Objects, R boxes.
+        weight: (R,) weights of the objects.
+        avg_factor: What the mean over them divides by.
+
+    Returns:
+        The loss, and f as the method has evaluated it last.
+    """
+    energy, saving = refiner.loss_energy, refiner.memory_saving
+    on_cpu = reference.corners.device.type == 'cpu'
+    if saving is None:
+        saving = on_cpu
+    training_fn = image_by_image_fn if saving else whole_batch_fn
+    record = RecordedLogDensity(
+        training_fn(refiner, features, image_sizes, reference))
+    targets = torch.zeros_like(reference.corners)
+    if not saving or not _only_head_learns(energy, features):
+        return energy(record, targets, weight, avg_factor), record
+
+    candidates, *draws = energy.method.draw(record, targets)
+    rows, samples = candidates.shape[:2]
+    if samples > _ROWS_PER_PART or refiner.memory_saving is None and (
+            not _is_much(refiner, rows * samples)):
+        losses = energy.method.losses(record(candidates), *draws)
+        return energy.reduce(losses, weight, avg_factor), record
+
+    parts = _parts(features, reference, max(1, _ROWS_PER_PART // samples))
+
+    def pooled_parts() -> Iterator[tuple[Tensor, Tensor]]:
+        surface, images_there = None, None
+        corners = relative_to_boxes(candidates, reference.corners[:, None])
+        level = refiner.level_fn(reference)(corners).view(rows, samples)
+        for images, objects in parts:
+            if images != images_there:
+                surface = None  # before there is another
+                surface = refiner.roi_extractor.surface(
+                    [f[images] for f in features], image_sizes[images])
+                images_there = images
+            index = reference.image_index[objects] - images.start
+            pooled = refiner.roi_extractor.pool(
+                surface, corners[objects].flatten(0, 1),
+                repeat_rows(index, samples), level[objects].flatten())
+            yield pooled, repeat_rows(reference.labels[objects], samples)
+
+    def part_loss(number: int, logdensity: Tensor) -> Tensor:
+        _, objects = parts[number]
+        losses = energy.method.losses(logdensity.view(-1, samples),
+                                      *(d[objects] for d in draws))
+        return energy.reduce(losses, weight[objects], avg_factor)
+
+    loss, values = loss_by_parts(refiner.head, pooled_parts(), part_loss)
+    record.values = values.view(rows, samples)
+    return loss, record
+
+
+def _only_head_learns(energy: nn.Module, features: Sequence[Tensor]) -> bool:
+    """Whether a step may go by parts: with once the head's gradients."""
+    device = features[0].device.type
+    # Gradients in half precision need the loss scaled before they exist.
+    scaled = (torch.is_autocast_enabled(device)
+              and torch.get_autocast_dtype(device) == torch.float16)
+    return (isinstance(energy.method, SamplingMethod)
+            and energy.reduction != 'none' and torch.is_grad_enabled()
+            and not scaled and not any(f.requires_grad for f in features))
+
+
+def _is_much(refiner: nn.Module, num_boxes: int) -> bool:
+    return num_boxes * math.prod(refiner.head.in_shape) >= _MANY_VALUES
+
+
+def _parts(features: Sequence[Tensor], reference: Boxes, num_objects: int
+           ) -> list[tuple[slice, slice]]:
+    """Images and objects of each part, of at most so many objects.
+
+    Maps that are pooled where they lie go together, and others image by
+    image, since each needs a copy.
+    """
+    in_place = FeatureSurface.is_in_place(features)
+    counts = [len(reference.labels)] if in_place else reference.counts
+    parts, start = [], 0
+    for image, count in enumerate(counts):
+        images = slice(0, len(features[0])) if in_place else slice(
+            image, image + 1)
+        parts += [(images, slice(first, min(first + num_objects,
+                                            start + count)))
+                  for first in range(start, start + count, num_objects)]
+        start += count
+    return parts
 
 
 def whole_batch_fn(refiner: nn.Module, features: Sequence[Tensor],
@@ -26,12 +134,7 @@ def whole_batch_fn(refiner: nn.Module, features: Sequence[Tensor],
                    reference: Boxes) -> LogDensityFn:
     """f for training, as a function of relative coordinates.
 
-    Args:
-        refiner: An ``EnergyRefiner``.
-        features: Maps (N, C, H_l, W_l) of each level; get gradients if they
-            require them.
-        image_sizes: Height and width of each image inside its padding.
-        reference: Boxes of the batch.
+    Arguments are those of :func:`energy_loss`.
 
     Returns:
         t (R, S, 4) -> f (R, S), with S candidates for each of R boxes.
@@ -43,13 +146,11 @@ def whole_batch_fn(refiner: nn.Module, features: Sequence[Tensor],
 def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
                       image_sizes: Sequence[tuple[int, int]],
                       reference: Boxes) -> LogDensityFn:
-    """The same, little being kept for the gradients.
+    """The same, nothing being kept for the gradients.
 
-    Images are pooled one after the other, and again for the gradients of the
-    parameters. Where f is differentiated in the candidates or in the features,
-    all of it is evaluated again. If the refiner's ``memory_saving`` leaves the
-    choice, both are done only where they are no loss of time: not in the
-    latter case, and not for few candidates.
+    Images are evaluated one after the other, and again for the gradients. If
+    the refiner's ``memory_saving`` leaves the choice, the batch is evaluated
+    at once: saving would be a loss of time.
     """
     level_of = refiner.level_fn(reference)
     whole_batch = lru_cache(maxsize=1)(
@@ -61,21 +162,16 @@ def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
             [f[image:image + 1] for f in features],
             image_sizes[image:image + 1])
 
-    def pool(image: int, corners: Tensor, level: Tensor) -> Tensor:
-        return refiner.roi_extractor.pool(surface_of(image), corners,
-                                          torch.zeros_like(level), level)
-
     def evaluate(image: int, corners: Tensor, level: Tensor,
                  labels: Tensor) -> Tensor:
-        return refiner.head(pool(image, corners, level), labels)
+        pooled = refiner.roi_extractor.pool(
+            surface_of(image), corners, torch.zeros_like(level), level)
+        return refiner.head(pooled, labels)
 
     def logdensity(relative: Tensor) -> Tensor:
-        again = torch.is_grad_enabled() and (
-            relative.requires_grad or any(f.requires_grad for f in features))
-        rows, samples = relative.shape[:2]
-        pooled = rows * samples * math.prod(refiner.head.in_shape)
-        if refiner.memory_saving is None and (again or pooled < _MANY_VALUES):
+        if refiner.memory_saving is None:
             return whole_batch()(relative)
+        rows, samples = relative.shape[:2]
         corners = relative_to_boxes(
             relative, reference.corners[:, None].to(relative.dtype))
         labels = repeat_rows(reference.labels, samples)
@@ -87,16 +183,13 @@ def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
                 sizes.append(min(boxes.BOXES_PER_CHUNK,
                                  count * samples - start))
         parts = list(zip(images, corners.flatten(0, 1).split(sizes),
-                         level_of(corners).split(sizes)))
-        if parts and again:
-            values = torch.cat([
-                checkpoint(evaluate, *part, label, use_reentrant=False,
-                           preserve_rng_state=False)
-                for part, label in zip(parts, labels.split(sizes))])
-        else:
-            values = refiner.head.forward_repooled(
-                [partial(pool, *part) for part in parts], labels)
-        return values.view(rows, samples)
+                         level_of(corners).split(sizes), labels.split(sizes)))
+        if not parts:
+            return whole_batch()(relative)
+        return torch.cat([
+            checkpoint(evaluate, *part, use_reentrant=False,
+                       preserve_rng_state=False) for part in parts
+        ]).view(rows, samples)
 
     return logdensity
 

@@ -2,9 +2,8 @@
 
 from .prroi_pool import FeatureSurface, PrRoIPool, prroi_pool
 from .relative_boxes import boxes_to_relative, relative_to_boxes
-from .repooled_linear import repooled_linear
 
 __all__ = [
     'FeatureSurface', 'PrRoIPool', 'boxes_to_relative', 'prroi_pool',
-    'relative_to_boxes', 'repooled_linear'
+    'relative_to_boxes'
 ]

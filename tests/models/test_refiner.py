@@ -325,52 +325,6 @@ def test_boxes_without_area_do_not_spoil_a_loss_with_gradients(loss):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('loss', METHODS)
-def test_saving_memory_changes_neither_loss_nor_gradients(loss, monkeypatch):
-    monkeypatch.setattr('mmdet_ebm.models.boxes.BOXES_PER_CHUNK', 5)
-    monkeypatch.setattr('mmdet_ebm.models.training._MANY_VALUES', 1)
-    corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
-    # An image without objects between the two.
-    maps = [f[[0, 1, 1]].double() for f in features()]
-    corners = [c.double() for c in (corners[0], corners[0][:0], corners[1])]
-    labels = [labels[0], torch.zeros(0).long(), labels[1]]
-    torch.manual_seed(0)
-    model = refiner(loss=dict(type=loss)).double()
-    found = []
-    for saving in (False, True, None):
-        torch.manual_seed(1)
-        model.memory_saving = saving
-        model.zero_grad()
-        value = model.loss(maps, corners, labels,
-                           [SIZES[0], *SIZES])['loss_energy']
-        value.backward()
-        found.append([value, *(p.grad.clone() for p in model.parameters())])
-    for ordinary, *others in zip(*found):
-        for other in others:
-            torch.testing.assert_close(other, ordinary)
-
-
-def test_saving_memory_reaches_the_feature_maps_of_an_unfrozen_detector():
-    corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
-    model, grads = refiner(), []
-    for model.memory_saving in (False, True, None):
-        torch.manual_seed(1)
-        maps = [f.requires_grad_() for f in features()]
-        model.loss(maps, corners, labels, SIZES)['loss_energy'].backward()
-        grads.append([f.grad for f in maps])
-    for ordinary, saving, default in zip(*grads):
-        torch.testing.assert_close(saving, ordinary, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(default, ordinary, rtol=1e-4, atol=1e-6)
-
-
-def test_saving_memory_without_any_object():
-    model = refiner(memory_saving=True)
-    loss = model.loss(features(), [torch.zeros(0, 4)] * 2,
-                      [torch.zeros(0).long()] * 2, SIZES)['loss_energy']
-    loss.backward()
-    assert loss == 0 and all((p.grad == 0).all() for p in model.parameters())
-
-
 def test_products_in_bfloat16_move_boxes_alike():
     """Ordering and ascent; the weights themselves stay."""
     model, reference = refiner(step_length=(0.003, 0.003)), boxes()

@@ -13,15 +13,16 @@ import math
 from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..noise import GaussianMixtureNoise
 from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive, positive_int
+from .sampling import SamplingMethod
 
 
-class MLIS(nn.Module):
+class MLIS(SamplingMethod):
     r"""Negative log-likelihood, :math:`\log \hat Z - f(y)`.
 
     Args:
@@ -39,24 +40,21 @@ class MLIS(nn.Module):
         self.noise = GaussianMixtureNoise(sigmas)
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
-        """Loss (N,) of each instance.
-
-        Args:
-            logdensity_fn: y (N, 1 + M, D) -> f (N, 1 + M).
-            targets: (N, D).
-            generator: Source of randomness.
-        """
+    def draw(self,
+             logdensity_fn: LogDensityFn,
+             targets: Tensor,
+             generator: Generators = None) -> tuple[Tensor, ...]:
+        """Truth and samples (N, 1 + M, D), and log q of the samples."""
         n, dim = targets.shape
         offsets = self.noise.sample((n, self.num_samples, dim), targets,
                                     generator=generator)
         candidates = targets[:, None] + torch.cat(
             [torch.zeros_like(targets)[:, None], offsets], 1)
-        logdensity = logdensity_fn(candidates)
-        log_weights = logdensity[:, 1:] - self.noise.logprob(offsets)
+        return candidates, self.noise.logprob(offsets)
+
+    def losses(self, logdensity: Tensor, logprob: Tensor) -> Tensor:
+        """Losses (N,) of f (N, 1 + M) and log q (N, M)."""
+        log_weights = logdensity[:, 1:] - logprob
         return (log_weights.logsumexp(1) - math.log(self.num_samples) -
                 logdensity[:, 0])
 
@@ -64,7 +62,7 @@ class MLIS(nn.Module):
         return f'num_samples={self.num_samples}'
 
 
-class KLDIS(nn.Module):
+class KLDIS(SamplingMethod):
     r"""Divergence from a Gaussian around the target to the model.
 
     .. math:: \log \hat Z - \tfrac{1}{M} \sum_m f(y_m)
@@ -91,23 +89,21 @@ class KLDIS(nn.Module):
         self.label = GaussianMixtureNoise([positive('sigma_gt', sigma_gt)])
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
-        """Loss (N,) of each instance.
-
-        Args:
-            logdensity_fn: y (N, M, D) -> f (N, M).
-            targets: (N, D).
-            generator: Source of randomness.
-        """
+    def draw(self,
+             logdensity_fn: LogDensityFn,
+             targets: Tensor,
+             generator: Generators = None) -> tuple[Tensor, ...]:
+        """Samples (N, M, D), their log q and the label's density over q."""
         n, dim = targets.shape
         offsets = self.noise.sample((n, self.num_samples, dim), targets,
                                     generator=generator)
-        logdensity = logdensity_fn(targets[:, None] + offsets)
         logprob = self.noise.logprob(offsets)
         ratio = (self.label.logprob(offsets) - logprob).exp()
+        return targets[:, None] + offsets, logprob, ratio
+
+    def losses(self, logdensity: Tensor, logprob: Tensor,
+               ratio: Tensor) -> Tensor:
+        """Losses (N,) of f, log q and the ratio of densities (N, M)."""
         return ((logdensity - logprob).logsumexp(1) -
                 math.log(self.num_samples) - (logdensity * ratio).mean(1))
 

@@ -11,10 +11,11 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..types import LogDensityFn
 from .checks import positive_int
+from .sampling import SamplingMethod
 
 # Halvings of the interval in which a jitter of the wanted IoU lies.
 _BISECTIONS = 20
@@ -36,7 +37,7 @@ def relative_iou(offsets: Tensor) -> Tensor:
     return overlap / (1 + area - overlap)
 
 
-class IoUNet(nn.Module):
+class IoUNet(SamplingMethod):
     r"""Smooth L1 loss between f and the IoU, scaled to [-1, 1].
 
     Jittered boxes are balanced by IoU: for each, an IoU is drawn uniformly
@@ -63,17 +64,12 @@ class IoUNet(nn.Module):
             raise ValueError(f'min_iou must be in [0.01, 1), got {min_iou}')
         self.min_iou = min_iou
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Optional[torch.Generator] = None) -> Tensor:
-        """Loss (N,) of each instance.
-
-        Args:
-            logdensity_fn: y (N, M, 4) -> f (N, M); y in relative box space.
-            targets: (N, 4) in relative box space.
-            generator: Source of randomness.
-        """
+    def draw(self,
+             logdensity_fn: LogDensityFn,
+             targets: Tensor,
+             generator: Optional[torch.Generator] = None
+             ) -> tuple[Tensor, ...]:
+        """Jittered boxes (N, M, 4), in relative box space, and f's targets."""
         if targets.shape[1:] != (4, ):
             raise ValueError('IoU-Net trains on boxes, targets (N, 4); got '
                              f'{tuple(targets.shape)}')
@@ -89,8 +85,11 @@ class IoUNet(nn.Module):
         y = torch.cat([centre + offsets[..., :2] * log_size.exp(),
                        log_size + offsets[..., 2:]], -1)
         label = 2 * (wanted - self.min_iou) / (1 - self.min_iou) - 1
-        return F.smooth_l1_loss(
-            logdensity_fn(y), label, reduction='none').mean(1)
+        return y, label
+
+    def losses(self, logdensity: Tensor, label: Tensor) -> Tensor:
+        """Losses (N,) of f and its targets (N, M)."""
+        return F.smooth_l1_loss(logdensity, label, reduction='none').mean(1)
 
     def extra_repr(self) -> str:
         return f'num_samples={self.num_samples}, min_iou={self.min_iou}'

@@ -1,15 +1,16 @@
 """Maximum likelihood with samples from a Markov chain."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..langevin import langevin_chain
 from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive, positive_int
+from .sampling import SamplingMethod
 
 
-class MLMCMC(nn.Module):
+class MLMCMC(SamplingMethod):
     r"""ML-MCMC-L, :math:`\tfrac{1}{M} \sum_m f(y_m) - f(y)`.
 
     Its gradient estimates that of the negative log-likelihood, with
@@ -37,22 +38,22 @@ class MLMCMC(nn.Module):
         self.num_steps = positive_int('num_steps', num_steps)
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
-        """Loss (N,) of each instance.
+    def draw(self,
+             logdensity_fn: LogDensityFn,
+             targets: Tensor,
+             generator: Generators = None) -> tuple[Tensor, ...]:
+        """Truth and the chains' ends (N, 1 + M, D).
 
-        Args:
-            logdensity_fn: y (N, S, D) -> f (N, S) for any S.
-            targets: (N, D).
-            generator: Source of randomness.
+        ``logdensity_fn`` must take any number of candidates.
         """
         start = targets[:, None]
         samples = langevin_chain(
             logdensity_fn, start.expand(-1, self.num_samples, -1).contiguous(),
             self.step_size, self.num_steps, generator)
-        logdensity = logdensity_fn(torch.cat([start, samples], 1))
+        return torch.cat([start, samples], 1),
+
+    def losses(self, logdensity: Tensor) -> Tensor:
+        """Losses (N,) of f (N, 1 + M)."""
         return logdensity[:, 1:].mean(1) - logdensity[:, 0]
 
     def extra_repr(self) -> str:

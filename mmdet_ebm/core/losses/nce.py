@@ -17,15 +17,16 @@ arXiv 2005.01698, section 3 (NCE) and section 3.1 (NCE+).
 from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..noise import GaussianMixtureNoise
 from ..random import Generators
 from ..types import LogDensityFn
 from .checks import positive_int
+from .sampling import SamplingMethod
 
 
-class NCEPlus(nn.Module):
+class NCEPlus(SamplingMethod):
     """NCE with a shifted positive.
 
     Args:
@@ -48,20 +49,11 @@ class NCEPlus(nn.Module):
         self.num_samples = positive_int('num_samples', num_samples)
         self.beta = beta
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
-        """Loss of each instance.
-
-        Args:
-            logdensity_fn: y (N, 1 + M, D) -> f (N, 1 + M).
-            targets: (N, D).
-            generator: Source of randomness.
-
-        Returns:
-            (N,), not negative. Gradients reach what ``logdensity_fn`` uses.
-        """
+    def draw(self,
+             logdensity_fn: LogDensityFn,
+             targets: Tensor,
+             generator: Generators = None) -> tuple[Tensor, ...]:
+        """Shifted truth and noise (N, 1 + M, D), and their log q."""
         n, dim = targets.shape
         offsets = self.noise.sample((n, self.num_samples, dim), targets,
                                     generator=generator)
@@ -71,8 +63,11 @@ class NCEPlus(nn.Module):
         else:
             shift = offsets.new_zeros(n, 1, dim)
         offsets = torch.cat([shift, offsets], 1)
-        logits = (logdensity_fn(targets[:, None] + offsets) -
-                  self.noise.logprob(offsets))
+        return targets[:, None] + offsets, self.noise.logprob(offsets)
+
+    def losses(self, logdensity: Tensor, logprob: Tensor) -> Tensor:
+        """Losses (N,), not negative, of f and log q (N, 1 + M)."""
+        logits = logdensity - logprob
         return logits.logsumexp(1) - logits[:, 0]
 
     def extra_repr(self) -> str:

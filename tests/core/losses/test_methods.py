@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import brentq
 
 from mmdet_ebm.core import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet,
-                            NCEPlus)
+                            NCEPlus, SamplingMethod)
 
 SIGMAS = (0.1, 0.8)
 ANY_DIMENSION = dict(
@@ -40,6 +40,31 @@ def test_one_loss_per_instance_from_the_generator(method):
     assert torch.equal(losses[0], losses[1])
     assert isinstance(method, SM) or not torch.equal(losses[0], losses[2])
     assert torch.equal(targets, before)
+
+
+SAMPLING = {name: method for name, method in METHODS.items()
+            if isinstance(method, SamplingMethod)}
+
+
+@pytest.mark.parametrize('method', SAMPLING.values(), ids=SAMPLING)
+def test_losses_of_some_rows_are_those_rows_of_the_losses(method):
+    """What all but score matching promise: draw once, judge in parts."""
+    def logdensity(y):
+        return network(y, torch.tensor(0.7))
+
+    targets = 0.1 * torch.randn(5, 4)
+    candidates, *draws = method.draw(logdensity, targets, generator())
+    assert all(len(d) == 5 and not d.requires_grad
+               for d in (candidates, *draws))
+    values = logdensity(candidates)
+    parts = [method.losses(values[rows], *(d[rows] for d in draws))
+             for rows in (slice(0, 2), slice(2, 5))]
+    torch.testing.assert_close(
+        torch.cat(parts), method(logdensity, targets, generator()))
+
+
+def test_only_score_matching_cannot_be_judged_in_parts():
+    assert set(METHODS) - set(SAMPLING) == {'sm', 'dsm'}
 
 
 @pytest.mark.parametrize('method', ANY_DIMENSION.values(), ids=ANY_DIMENSION)

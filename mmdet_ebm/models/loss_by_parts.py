@@ -1,0 +1,83 @@
+"""A loss differentiated part by part, while the pooled features are there."""
+
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .energy_head import EnergyHead
+
+
+def loss_by_parts(head: EnergyHead, parts: Iterable[tuple[Tensor, Tensor]],
+                  part_loss: Callable[[int, Tensor], Tensor]
+                  ) -> tuple[Tensor, Tensor]:
+    """The sum of a loss over parts of a batch, and f.
+
+    Pooled features are what a training step mostly holds. Here those of one
+    part exist at a time: the gradients in the head's parameters are computed
+    with the value, before the next part is pooled, and only wait for the
+    factor that the backward pass brings. Where autocast is on, the first
+    layer's products have its precision, as in ``F.linear``.
+
+    Args:
+        head: Its parameters are what the loss is differentiated in.
+        parts: Pooled features (R_i, C, P, Q), without a graph, and labels
+            (R_i,) of each part; best a generator, which pools at need.
+        part_loss: Number of a part and f (R_i,) -> its share of the loss.
+
+    Returns:
+        The sum, once differentiable in the parameters, and f (sum R_i,)
+        without a graph.
+    """
+    return _LossByParts.apply(head, parts, part_loss, *head.parameters())
+
+
+class _LossByParts(Function):
+
+    @staticmethod
+    def forward(ctx, head, parts, part_loss, *parameters):
+        first = head.shared_fcs[0]
+        weight = first.flat(first.weight.detach())
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        low = weight.to(dtype)
+        # All parameters but the first weight, whose gradient is much larger
+        # than the others' and is summed up by the product itself.
+        others = {i: p for i, p in enumerate(parameters)
+                  if p is not first.weight and p.requires_grad}
+        grads = {i: torch.zeros_like(p) for i, p in others.items()}
+        grad_weight = torch.zeros_like(weight)
+        total, values = weight.new_zeros(()), [weight.new_zeros(0)]
+        for number, (pooled, labels) in enumerate(parts):
+            pooled = first.flat(pooled).to(dtype)
+            products = torch.mm(pooled, low.t()).requires_grad_()
+            with torch.enable_grad():
+                logdensity = head.from_products(products, labels)
+                loss = part_loss(number, logdensity)
+                grad_products, *part_grads = torch.autograd.grad(
+                    loss, [products, *others.values()],
+                    materialize_grads=True)
+            for i, grad in zip(others, part_grads):
+                grads[i] += grad
+            if dtype == weight.dtype:
+                grad_weight.addmm_(grad_products.t(), pooled)
+            else:
+                grad_weight += grad_products.t() @ pooled
+            total = total + loss.detach()
+            values.append(logdensity.detach())
+        grads = [
+            first.unflat(grad_weight, head.in_shape) if p is first.weight
+            else grads.get(i) for i, p in enumerate(parameters)]
+        ctx.save_for_backward(*grads)
+        values = torch.cat(values)
+        ctx.mark_non_differentiable(values)
+        return total, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        return (None, None, None, *(
+            None if g is None else g * grad for g in ctx.saved_tensors))
