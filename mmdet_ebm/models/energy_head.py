@@ -27,6 +27,9 @@ class EnergyHead(BaseModule):
         fc_out_channels: Width of the hidden layers.
         num_fcs: Number of hidden layers.
         class_agnostic: One log-density for all classes.
+        reduced_channels: Channels that a linear map leaves of each bin's
+            before the first layer, which is nearly all of the head's cost: a
+            lighter head. None, as published, for all of them.
         act_cfg: Activation. ReLU is the published one; a log-density that is
             to have curvature in the box needs a smooth one, such as SiLU.
         init_cfg: mmengine's initialisation, overriding the published one.
@@ -39,11 +42,17 @@ class EnergyHead(BaseModule):
                  fc_out_channels: int = 1024,
                  num_fcs: int = 2,
                  class_agnostic: bool = False,
+                 reduced_channels: Optional[int] = None,
                  act_cfg: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         if num_classes < 1 or num_fcs < 1:
             raise ValueError('num_classes and num_fcs must be positive, got '
                              f'{num_classes} and {num_fcs}')
+        if reduced_channels is not None and not (
+                1 <= reduced_channels <= in_channels):
+            raise ValueError('reduced_channels must lie between 1 and the '
+                             f'{in_channels} in_channels, got '
+                             f'{reduced_channels}')
         if init_cfg is None:
             init_cfg = dict(
                 type='Kaiming', layer='Linear', a=1, mode='fan_in',
@@ -55,10 +64,15 @@ class EnergyHead(BaseModule):
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.in_shape = (in_channels, *bins)
+        self.reduction = None
+        first_shape = self.in_shape
+        if reduced_channels is not None:
+            self.reduction = ChannelReduction(self.in_shape, reduced_channels)
+            first_shape = (reduced_channels, *bins)
         layers = []
         for i in range(num_fcs):
             layers.append(nn.Linear(fc_out_channels, fc_out_channels) if i else
-                          PooledLinear(self.in_shape, fc_out_channels))
+                          PooledLinear(first_shape, fc_out_channels))
             layers.append(build_activation_layer(
                 dict(act_cfg or dict(type='ReLU'))))
         self.shared_fcs = nn.Sequential(*layers)
@@ -83,14 +97,26 @@ class EnergyHead(BaseModule):
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
+        if self.reduction is not None:
+            pooled = self.reduction(pooled)
         return self._of_class(self.shared_fcs(pooled), labels)
 
+    @property
+    def first_layer(self) -> nn.Linear:
+        """The layer that pooled features meet first."""
+        return self.shared_fcs[0] if self.reduction is None else self.reduction
+
     def from_products(self, products: Tensor, labels: Tensor) -> Tensor:
-        """f (R,) from the products (R, out) of the first layer, without bias.
+        """f (R,) from the matrix products of :attr:`first_layer` alone.
+
+        Args:
+            products: Of flat features and the flat weight.
+            labels: (R,) int64.
         """
-        first, *rest = self.shared_fcs
-        hidden = products + first.bias.to(products.dtype)
-        return self._of_class(nn.Sequential(*rest)(hidden), labels)
+        hidden = self.first_layer.finish(products)
+        layers = self.shared_fcs[1:] if self.reduction is None else (
+            self.shared_fcs)
+        return self._of_class(layers(hidden), labels)
 
     def _of_class(self, hidden: Tensor, labels: Tensor) -> Tensor:
         logdensities = self.fc_logdensity(hidden)
@@ -130,17 +156,26 @@ class PooledLinear(nn.Linear):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, Q) -> (R, out_features)."""
-        return F.linear(self.flat(pooled), self.flat(self.weight), self.bias)
+        return F.linear(self.flat(pooled), self.flat_weight(), self.bias)
+
+    # The same in two steps: products with the flat weight, and the rest.
 
     @staticmethod
-    def flat(values: Tensor) -> Tensor:
-        """Features or weights (R, C, P, Q) -> (R, P * Q * C)."""
-        return values.permute(0, 2, 3, 1).flatten(1)
+    def flat(pooled: Tensor) -> Tensor:
+        """(R, C, P, Q) -> (R, P * Q * C)."""
+        return pooled.permute(0, 2, 3, 1).flatten(1)
 
-    @staticmethod
-    def unflat(values: Tensor, in_shape: tuple[int, int, int]) -> Tensor:
-        """The way back, (R, P * Q * C) -> (R, C, P, Q)."""
-        channels, *bins = in_shape
+    def finish(self, products: Tensor) -> Tensor:
+        """(R, out_features) -> the same with the bias."""
+        return products + self.bias.to(products.dtype)
+
+    def flat_weight(self) -> Tensor:
+        """(out_features, P * Q * C)."""
+        return self.flat(self.weight)
+
+    def unflat_weight(self, values: Tensor) -> Tensor:
+        """Values like :meth:`flat_weight` -> values like the weight."""
+        channels, *bins = self.weight.shape[1:]
         return values.unflatten(1, (*bins, channels)).permute(0, 3, 1, 2)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -150,6 +185,45 @@ class PooledLinear(nn.Linear):
                 self.out_features, self.in_features):
             state_dict[prefix + 'weight'] = weight.view_as(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ChannelReduction(nn.Linear):
+    """The same linear map of the channels of every bin.
+
+    Pooling is linear, so pooling maps of fewer channels would give the same.
+    It offers what :class:`PooledLinear` does.
+
+    Args:
+        in_shape: C, P, Q.
+        out_channels: c.
+    """
+
+    def __init__(self, in_shape: tuple[int, int, int],
+                 out_channels: int) -> None:
+        super().__init__(in_shape[0], out_channels)
+        self.bins = tuple(in_shape[1:])
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, P, Q) -> (R, c, P, Q), channels last in memory."""
+        return super().forward(pooled.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def flat(pooled: Tensor) -> Tensor:
+        """(R, C, P, Q) -> (R * P * Q, C)."""
+        return pooled.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def finish(self, products: Tensor) -> Tensor:
+        """(R * P * Q, c) -> (R, c, P, Q), with the bias."""
+        hidden = products + self.bias.to(products.dtype)
+        return hidden.unflatten(0, (-1, *self.bins)).permute(0, 3, 1, 2)
+
+    def flat_weight(self) -> Tensor:
+        """(c, C)."""
+        return self.weight
+
+    def unflat_weight(self, values: Tensor) -> Tensor:
+        """Values like the weight, as they are."""
+        return values
 
 
 def _is_smooth(activation: nn.Module) -> bool:

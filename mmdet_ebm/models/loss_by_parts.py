@@ -38,8 +38,8 @@ class _LossByParts(Function):
 
     @staticmethod
     def forward(ctx, head, parts, part_loss, *parameters):
-        first = head.shared_fcs[0]
-        weight = first.flat(first.weight.detach())
+        first = head.first_layer
+        weight = first.flat_weight().detach()
         dtype = weight.dtype
         if torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
@@ -69,7 +69,7 @@ class _LossByParts(Function):
             total = total + loss.detach()
             values.append(logdensity.detach())
         grads = [
-            first.unflat(grad_weight, head.in_shape) if p is first.weight
+            first.unflat_weight(grad_weight) if p is first.weight
             else grads.get(i) for i, p in enumerate(parameters)]
         ctx.save_for_backward(*grads)
         values = torch.cat(values)

@@ -71,6 +71,28 @@ def test_activation_is_configurable():
     assert kinds == {'PooledLinear', 'Linear', 'SiLU'}
 
 
+def test_reduced_channels_are_a_linear_map_before_the_first_layer():
+    """As if maps of fewer channels had been pooled."""
+    energy = head(reduced_channels=3, class_agnostic=True)
+    pooled, labels = torch.randn(5, 4, 2, 2), torch.zeros(5).long()
+    reduce = energy.reduction
+    fewer = torch.einsum('rcpq,dc->rdpq', pooled,
+                         reduce.weight) + reduce.bias[:, None, None]
+    light = head(in_channels=3, class_agnostic=True)
+    light.load_state_dict({
+        name: value for name, value in energy.state_dict().items()
+        if not name.startswith('reduction.')})
+    torch.testing.assert_close(energy(pooled, labels), light(fewer, labels))
+    bound = (3 / 4)**0.5  # initialised like the other layers
+    assert bound / 2 < reduce.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize('reduced_channels', [0, 5])
+def test_reduced_channels_must_be_fewer(reduced_channels):
+    with pytest.raises(ValueError, match='between 1 and the 4 in_channels'):
+        head(reduced_channels=reduced_channels)
+
+
 def test_no_boxes_keep_the_graph():
     energy = head()
     energy(torch.zeros(0, 4, 2, 2), torch.zeros(0).long()).sum().backward()

@@ -106,7 +106,7 @@ def test_saving_memory_without_any_object(loss):
 
 @pytest.mark.parametrize('options', [
     dict(class_agnostic=True), dict(act_cfg=dict(type='ReLU', inplace=True)),
-    dict(num_fcs=1)])
+    dict(num_fcs=1), dict(reduced_channels=2)])
 def test_every_head_goes_by_parts(options, calls):
     head = dict(type='EnergyHead', num_classes=3, in_channels=4,
                 fc_out_channels=16, **options)
