@@ -97,16 +97,21 @@ class Scene:
 
 def build_scene(config: str, image_size: tuple[int, int], num_images: int,
                 device: torch.device, num_boxes: int = 100,
-                num_candidates: int = 400, box_scale: float = 1.0) -> Scene:
+                num_candidates: int = 400, box_scale: float = 1.0,
+                reduction: int = 1) -> Scene:
     """Random weights and smooth random maps, the same at every call.
 
     The last layer is scaled so that the published steps move boxes by about
-    a per cent of their size.
+    a per cent of their size. The head's first layer sees one in ``reduction``
+    channels.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     cfg = Config.fromfile(ROOT / config)
     cfg.model.backbone.init_cfg = None  # random weights do
+    if reduction > 1:
+        cfg.model.roi_head.refiner.head.reduced_channels = (
+            cfg.model.neck.out_channels // reduction)
     logging.disable(logging.CRITICAL)
     try:
         model = MODELS.build(cfg.model)

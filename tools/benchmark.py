@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
-from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, build_scene,
+from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, Scene, build_scene,
                               coco_like_boxes, image_batch)
 from _experiment import changed
 from _published import nce_step, refine_in_lists, sample_noise_of_object
@@ -36,6 +36,8 @@ from mmdet_ebm.models.refinement import refine_detections
 
 SIGMAS, BETA, NUM_SAMPLES = (0.075, 0.15, 0.3), 0.1, 127
 PUBLISHED = dict(num_steps=10, step_length=(80e-5, 32e-4), step_decay=0.5)
+# Channels of the feature maps over those of the lighter head.
+REDUCTION = 4
 # Of COCO's order of magnitude. Objects: in 16 images of a training step.
 NUM_BOXES = dict(pooling=(1000, 4000), detections=100, noise=10000,
                  objects=112)
@@ -164,7 +166,8 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
                 lambda b: logdensity(torch.cat(b)[:, None])[:, 0], start,
                 **PUBLISHED)
 
-        default = settings_of(refiner)
+        default = {name: getattr(refiner, name) for name in (
+            *PUBLISHED, 'step_rule', 'inference_dtype')}
         published = dict(PUBLISHED, step_rule='decay')
 
         def ours(settings: Dict[str, Any]) -> Tensor:
@@ -193,11 +196,6 @@ def refinement(args: argparse.Namespace, report: Report) -> None:
             mean_shift_px=float((expected - boxes.corners).abs().mean()))
 
 
-def settings_of(refiner: torch.nn.Module) -> Dict[str, Any]:
-    return {name: getattr(refiner, name) for name in (
-        *PUBLISHED, 'step_rule', 'inference_dtype')}
-
-
 # ------------------------------------------------------------------ detector
 
 
@@ -206,19 +204,22 @@ def detector(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     cases = {'R50-FPN 800x1333': (COCO_CONFIG, R50_IMAGE, 1.0), **SMALL}
     for name, (config, image_size, scale) in cases.items():
-        scene = build_scene(config, image_size, 1, device,
-                            NUM_BOXES['detections'],
-                            4 * NUM_BOXES['detections'], scale)
+        scene, light = (build_scene(
+            config, image_size, 1, device, NUM_BOXES['detections'],
+            4 * NUM_BOXES['detections'], scale, reduction)
+            for reduction in (1, REDUCTION))
         model, refiner = scene.model, scene.refiner
         batch = image_batch(image_size, device)
         model.roi_head.refinement = Refinement(energy_nms=False, ascent=False)
         plain = torch.no_grad()(lambda: model.predict(**batch))
 
         @torch.no_grad()
-        def stages(energy_nms: bool, ascent: bool, **settings: Any) -> None:
-            with changed(refiner, settings):
+        def stages(energy_nms: bool, ascent: bool, scene: Scene = scene,
+                   **settings: Any) -> None:
+            with changed(scene.refiner, settings):
                 refine_detections(
-                    refiner, Refinement(energy_nms, ascent), scene.features,
+                    scene.refiner, Refinement(energy_nms, ascent),
+                    scene.features,
                     scene.candidates if energy_nms else scene.detections(),
                     scene.metas(), model.roi_head.test_cfg)
 
@@ -241,6 +242,9 @@ def detector(args: argparse.Namespace, report: Report) -> None:
             'both': lambda: stages(True, True),
             'both, bfloat16': lambda: stages(
                 True, True, inference_dtype=torch.bfloat16),
+            'both, reduced channels': lambda: stages(True, True, light),
+            'both, reduced channels, bfloat16': lambda: stages(
+                True, True, light, inference_dtype=torch.bfloat16),
             'both, published schedule': lambda: stages(
                 True, True, step_rule='decay', **PUBLISHED),
             'matrix products of both': products,
@@ -284,15 +288,22 @@ def training(args: argparse.Namespace, report: Report) -> None:
                                            scene.boxes.labels))
     optimizer = torch.optim.SGD(refiner.parameters(), lr=1e-9, momentum=0.9)
 
-    def step(loss: Tensor) -> None:
+    light = build_scene(COCO_CONFIG, (64, 64), 1, device,
+                        reduction=REDUCTION).refiner.train()
+    light_optimizer = torch.optim.SGD(light.parameters(), lr=1e-9,
+                                      momentum=0.9)
+
+    def step(loss: Tensor,
+             optimizer: torch.optim.Optimizer = optimizer) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    def ours(memory_saving: Optional[bool]) -> None:
+    def loss_of(refiner: torch.nn.Module,
+                memory_saving: Optional[bool]) -> Tensor:
         refiner.memory_saving = memory_saving
-        step(refiner.loss(scene.features, boxes, labels,
-                          scene.image_sizes)['loss_energy'])
+        return refiner.loss(scene.features, boxes, labels,
+                            scene.image_sizes)['loss_energy']
 
     def published() -> None:
         surface = refiner.surface(scene.features, scene.image_sizes)
@@ -308,12 +319,14 @@ def training(args: argparse.Namespace, report: Report) -> None:
         label = scene.boxes.labels.repeat_interleave(128)
         step(refiner.head(pooled, label).sum())
 
-    calls = {'whole batch': lambda: ours(False),
-             'memory saving': lambda: ours(True), 'published': published,
-             'matrix products alone': products}
+    calls = {'whole batch': lambda: step(loss_of(refiner, False)),
+             'memory saving': lambda: step(loss_of(refiner, True)),
+             'reduced channels': lambda: step(loss_of(light, True),
+                                              light_optimizer),
+             'published': published, 'matrix products alone': products}
     seconds = time_in_turn(calls, args.rounds, description='training step')
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
-    for name in ('whole batch', 'memory saving'):
+    for name in ('whole batch', 'memory saving', 'reduced channels'):
         for other in ('published', 'matrix products alone'):
             report.compare(f'training step, {name}', seconds, name, other)
         report.add(f'training step, {name}, peak memory',
