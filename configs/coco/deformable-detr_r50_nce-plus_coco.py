@@ -10,6 +10,7 @@ model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
+    features='encoder',  # better than the neck's for DINO on the digits
     refiner=_base_.model.roi_head.refiner)
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco/deformable-detr-refine-twostage_r50_16xb2-50e_coco_20221021_184714-acc8a5ff.pth'

@@ -10,6 +10,7 @@ model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
+    features='encoder',  # better than the neck's for DINO on the digits
     refiner=_base_.model.roi_head.refiner)
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/dino/dino-4scale_r50_8xb2-12e_coco/dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth'

@@ -1,30 +1,15 @@
 # NCE+ energy model behind the frozen plain ATSS of this folder.
-_base_ = './atss_r18-half_digits.py'
+# Energy model, data and schedule are those of Faster R-CNN's.
+_base_ = './faster-rcnn_r18-half_nce-plus_digits.py'
+from mmengine.config import Config  # noqa: E402
+
 model = dict(
     _delete_=True,
     type='EnergyDetector',
-    detector=_base_.model,
-    refiner=dict(
-        type='EnergyRefiner',
-        head=dict(fc_out_channels=256),
-        loss=dict(
-            type='NCEPlusLoss',
-            sigmas=(0.075, 0.15, 0.3),
-            beta=0.1,
-            num_samples=63),
-        step_length=(80e-5, 32e-4)),
+    detector=Config.fromfile(
+        '{{ fileDirname }}/atss_r18-half_digits.py').model,
+    refiner=_base_.model.roi_head.refiner,
     refinement=dict(keep_plain=True))  # validation shows the gain
-
+del Config
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/atss_r18-half_digits/epoch_12.pth'
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=0.0))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0,
-         end=100),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True,
-         convert_to_iter_based=True, eta_min=1e-5),
-]
