@@ -92,14 +92,18 @@ class EnergyHead(BaseModule):
         Raises:
             ValueError: If the pooled features do not have the head's shape.
         """
+        self.check_shape(pooled)
+        if self.reduction is not None:
+            pooled = self.reduction(pooled)
+        return self._of_class(self.shared_fcs(pooled), labels)
+
+    def check_shape(self, pooled: Tensor) -> None:
+        """Raise a ValueError if these are not the features of this head."""
         if tuple(pooled.shape[1:]) != self.in_shape:
             raise ValueError(
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
                 f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
-        if self.reduction is not None:
-            pooled = self.reduction(pooled)
-        return self._of_class(self.shared_fcs(pooled), labels)
 
     @property
     def first_layer(self) -> nn.Linear:

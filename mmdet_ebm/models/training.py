@@ -14,6 +14,7 @@ from ..core import LogDensityFn, RecordedLogDensity, SamplingMethod
 from ..ops import FeatureSurface, relative_to_boxes
 from . import boxes
 from .boxes import Boxes, repeat_rows
+from .losses import EnergyLoss
 from .loss_by_parts import loss_by_parts
 
 
@@ -55,7 +56,7 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
     record = RecordedLogDensity(
         training_fn(refiner, features, image_sizes, reference))
     targets = torch.zeros_like(reference.corners)
-    if not saving or not _only_head_learns(energy, features):
+    if not saving or not _can_go_by_parts(refiner, features):
         return energy(record, targets, weight, avg_factor), record
 
     candidates, *draws = energy.method.draw(record, targets)
@@ -78,10 +79,10 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
                     [f[images] for f in features], image_sizes[images])
                 images_there = images
             index = reference.image_index[objects] - images.start
-            pooled = refiner.roi_extractor.pool(
+            yield refiner.roi_extractor.pool(  # without a name: not kept
                 surface, corners[objects].flatten(0, 1),
-                repeat_rows(index, samples), level[objects].flatten())
-            yield pooled, repeat_rows(reference.labels[objects], samples)
+                repeat_rows(index, samples), level[objects].flatten()
+            ), repeat_rows(reference.labels[objects], samples)
 
     def part_loss(number: int, logdensity: Tensor) -> Tensor:
         _, objects = parts[number]
@@ -94,15 +95,24 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
     return loss, record
 
 
-def _only_head_learns(energy: nn.Module, features: Sequence[Tensor]) -> bool:
-    """Whether a step may go by parts: with once the head's gradients."""
-    device = features[0].device.type
+def _can_go_by_parts(refiner: nn.Module, features: Sequence[Tensor]) -> bool:
+    """Whether a loss may be differentiated with its value, once for all."""
+    energy, head = refiner.loss_energy, refiner.head
+    device = features[0].device
+    # What does not have its gradients from the loss alone, in two stages.
+    usual = (
+        isinstance(energy.method, SamplingMethod)
+        and type(energy.method).forward is SamplingMethod.forward
+        and type(energy).forward is EnergyLoss.forward
+        and energy.reduction != 'none'
+        and any(p is head.first_layer.weight for p in head.parameters())
+        and not any(p._backward_hooks for p in head.parameters()))
     # Gradients in half precision need the loss scaled before they exist.
-    scaled = (torch.is_autocast_enabled(device)
-              and torch.get_autocast_dtype(device) == torch.float16)
-    return (isinstance(energy.method, SamplingMethod)
-            and energy.reduction != 'none' and torch.is_grad_enabled()
-            and not scaled and not any(f.requires_grad for f in features))
+    scaled = (torch.is_autocast_enabled(device.type)
+              and torch.get_autocast_dtype(device.type) == torch.float16)
+    others = [*features, *refiner.roi_extractor.parameters()]
+    return (usual and not scaled and torch.is_grad_enabled()
+            and not any(t.requires_grad for t in others))
 
 
 def _is_much(refiner: nn.Module, num_boxes: int) -> bool:

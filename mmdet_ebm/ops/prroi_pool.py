@@ -81,9 +81,13 @@ class FeatureSurface:
             self._tables = (_CellTable.apply(
                 torch.promote_types(maps[0].dtype, self.dtype), *maps), )
             starts = [sum(rows[:i]) for i in range(self.num_levels)]
+
         # Filled, not copied from the host: a copy would wait for the device.
-        as_ints = lambda values: torch.stack(  # noqa: E731
-            [first.new_full((), v, dtype=torch.int64) for v in values])
+        def as_ints(values: Sequence[int]) -> Tensor:
+            return torch.stack([
+                first.new_full((), v, dtype=torch.int64) for v in values
+            ]) if values else first.new_zeros(0, dtype=torch.int64)
+
         self._bases = as_ints(starts)
         self._strides = as_ints([m.shape[3] for m in maps])
         self._image_rows = as_ints([m.shape[2] * m.shape[3] for m in maps])
@@ -102,13 +106,15 @@ class FeatureSurface:
         """Whether maps are tables of cells as they lie in memory.
 
         Then a surface is no copy of them and costs nothing. So it is for
-        channels-last maps in single or double precision, pooled by cells.
+        channels-last maps in single or double precision, pooled by cells;
+        inference tensors are copied, since autograd could not save a view.
         """
         if method == 'auto':
             method = _method_for(features[0])
         return method == 'cells' and all(
             m.dtype == features[0].dtype
             and m.dtype in (torch.float32, torch.float64)
+            and not m.is_inference()
             and m.permute(0, 2, 3, 1).is_contiguous() for m in features)
 
     def pool(self, boxes: Tensor, image_index: Tensor, level: Tensor,

@@ -1,21 +1,23 @@
 """Steps that keep little: by parts, or evaluated again for the gradients."""
 
+import weakref
+
 import pytest
 import torch
 
-from mmdet_ebm.models import training
+from mmdet_ebm.models import NCEPlusLoss, training
 from mmdet_ebm.models.loss_by_parts import loss_by_parts
 
 from .test_refiner import METHODS, SIZES, boxes, features, refiner
 
 
 def objects():
-    """Maps of three images, the middle one without objects."""
+    """Three images: three objects, none, two."""
     corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
-    return ([f[[0, 1, 1]] for f in features()],
-            [corners[0], corners[0][:0], corners[1]],
-            [labels[0], torch.zeros(0).long(), labels[1]],
-            [SIZES[0], *SIZES])
+    return ([f[[1, 0, 0]] for f in features()],
+            [corners[1], corners[0][:0], corners[0]],
+            [labels[1], torch.zeros(0).long(), labels[0]],
+            [SIZES[1], SIZES[0], SIZES[0]])
 
 
 def step(model, maps, corners, labels, sizes, seed=1):
@@ -64,12 +66,34 @@ def test_saving_memory_changes_neither_loss_nor_gradients(
     if loss in ('SMLoss', 'DSMLoss'):
         assert calls == []
     else:
-        # 2, 0 and 3 objects of 9 or 10 candidates, 2 objects at most at once,
-        # and images one by one where maps must be copied.
+        # Objects of 9 or 10 candidates, 2 objects at most at once, and images
+        # one by one where maps must be copied.
         samples = 9 if loss in ('KLDISLoss',
                                 'LocalizationConfidenceLoss') else 10
-        counts = [2, 2, 1]
+        counts = [2, 2, 1] if channels_last else [2, 1, 2]
         assert calls == [[samples * n for n in counts]] * 2
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_pooled_features_of_one_part_exist_at_a_time(channels_last,
+                                                     monkeypatch):
+    monkeypatch.setattr(training, '_ROWS_PER_PART', 20)
+    model = refiner(memory_saving=True)
+    maps, *rest = objects()
+    if channels_last:
+        maps = [f.contiguous(memory_format=torch.channels_last) for f in maps]
+    pool, made, alive = model.roi_extractor.pool, [], []
+
+    def watched(*args):
+        alive.append(sum(reference() is not None for reference in made))
+        pooled = pool(*args)
+        # The memory itself: views have it too.
+        made.append(weakref.ref(pooled.untyped_storage()))
+        return pooled
+
+    monkeypatch.setattr(model.roi_extractor, 'pool', watched)
+    model.loss(maps, *rest)['loss_energy'].backward()
+    assert alive == [0, 0, 0]
 
 
 def test_saving_memory_with_more_candidates_than_a_part_holds(calls):
@@ -153,6 +177,48 @@ def test_bfloat16_products_by_parts(calls):
         bound = 0.05 * exact.norm() + 1e-3  # NCE+ cannot move the last bias
         assert (parts - exact).norm() < bound
         assert (whole - exact).norm() < bound
+
+
+class TenTimesNCEPlus(NCEPlusLoss):
+    """A user's loss, which does not go in two stages."""
+
+    def forward(self, *args, **kwargs):
+        return 10 * super().forward(*args, **kwargs)
+
+
+def test_a_loss_with_a_forward_of_its_own_is_called(calls):
+    model, found = refiner(), []
+    model.loss_energy = TenTimesNCEPlus(num_samples=8)
+    for model.memory_saving in (False, True):
+        found.append(step(model, *objects()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert calls == []
+
+
+@pytest.mark.parametrize('change', ['hooks', 'weight norm'])
+def test_heads_that_were_changed_get_their_gradients(change, calls):
+    model, found = refiner(), []
+    if change == 'hooks':
+        for parameter in model.parameters():
+            parameter.register_hook(lambda grad: 2 * grad)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(model.head.shared_fcs[0])
+    for model.memory_saving in (False, True):
+        found.append(step(model, *objects()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert calls == []
+
+
+@pytest.mark.parametrize('reduced_channels', [None, 2])
+def test_features_of_another_size_are_refused(reduced_channels, calls):
+    model = refiner(
+        memory_saving=True,
+        roi_extractor=dict(type='PreciseRoIExtractor', out_channels=4,
+                           output_size=14),
+        head=dict(type='EnergyHead', num_classes=3, in_channels=4,
+                  fc_out_channels=16, reduced_channels=reduced_channels))
+    with pytest.raises(ValueError, match='check in_channels and roi_feat'):
+        model.loss(*objects())
 
 
 @pytest.mark.parametrize('reason', ['float16', 'no gradients', 'reduction'])

@@ -91,7 +91,9 @@ def test_refined_boxes_have_a_larger_log_density(mode):
     assert (shift.abs().amax(1) > 1e-4).all()
 
 
-def test_refinement_works_on_features_made_in_inference_mode():
+@pytest.mark.parametrize('layout', [torch.contiguous_format,
+                                    torch.channels_last])
+def test_refinement_works_on_features_made_in_inference_mode(layout):
     model, reference = refiner(), boxes()
     expected = model.refine(model.surface(features(), SIZES), reference,
                             SIZES).corners

@@ -277,6 +277,13 @@ def test_channels_last_maps_have_gradients_twice():
     assert gradgradcheck(pool, arguments)
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_no_images(method):
+    pooled = prroi_pool(torch.zeros(0, 3, 8, 8), torch.zeros(0, 5), 7,
+                        method=method)
+    assert pooled.shape == (0, 3, 7, 7)
+
+
 def test_layer_equals_function():
     features = random_map()
     layer = PrRoIPool(3, spatial_scale=0.5)
