@@ -90,3 +90,32 @@ def _processor() -> str:
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Report:
+    """Rows of one section: printed as they come, collected for the JSON."""
+
+    def __init__(self) -> None:
+        self.rows: List[Dict[str, Any]] = []
+
+    def compare(self, what: str, seconds: Dict[str, List[float]], ours: str,
+                other: str, **more: Any) -> None:
+        """Time of one contender relative to another's."""
+        row = dict(what=what, ours=ours, milliseconds=milliseconds(
+            seconds[ours]), other=other, other_milliseconds=milliseconds(
+                seconds[other]), **ratio(seconds[ours], seconds[other]),
+            **more)
+        low, high = row['quartiles']
+        extra = ''.join(f'  {key} {value:.4g}' for key, value in more.items())
+        print(f'{what}: {row["milliseconds"]:.1f} ms, {other} '
+              f'{row["other_milliseconds"]:.1f} ms: {row["ratio"]:.3f} '
+              f'({low:.3f} to {high:.3f}), 1 / {1 / row["ratio"]:.2f}{extra}',
+              flush=True)
+        self.rows.append(row)
+
+    def add(self, what: str, **values: float) -> None:
+        """Figures that are no ratio of times."""
+        print(f'{what}: ' + ', '.join(
+            f'{name} {value:.4g}' for name, value in values.items()),
+            flush=True)
+        self.rows.append(dict(what=what, **values))

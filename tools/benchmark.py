@@ -25,8 +25,7 @@ from _benchmark_scene import (COCO_CONFIG, R50_IMAGE, Scene, build_scene,
                               coco_like_boxes, image_batch)
 from _experiment import changed
 from _published import nce_step, refine_in_lists, sample_noise_of_object
-from _timing import (environment, milliseconds, peak_memory, ratio,
-                     time_in_turn)
+from _timing import Report, environment, peak_memory, time_in_turn
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor
 
@@ -47,35 +46,6 @@ SMALL = {
     'BCCD': ('configs/bccd/faster-rcnn_r18-half_nce-plus_bccd.py',
              (240, 320), 0.5),
 }
-
-
-class Report:
-    """Rows of one section: printed as they come, collected for the JSON."""
-
-    def __init__(self) -> None:
-        self.rows: List[Dict[str, Any]] = []
-
-    def compare(self, what: str, seconds: Dict[str, List[float]], ours: str,
-                other: str, **more: Any) -> None:
-        """Time of one contender relative to another's."""
-        row = dict(what=what, ours=ours, milliseconds=milliseconds(
-            seconds[ours]), other=other, other_milliseconds=milliseconds(
-                seconds[other]), **ratio(seconds[ours], seconds[other]),
-            **more)
-        low, high = row['quartiles']
-        extra = ''.join(f'  {key} {value:.4g}' for key, value in more.items())
-        print(f'{what}: {row["milliseconds"]:.1f} ms, {other} '
-              f'{row["other_milliseconds"]:.1f} ms: {row["ratio"]:.3f} '
-              f'({low:.3f} to {high:.3f}), 1 / {1 / row["ratio"]:.2f}{extra}',
-              flush=True)
-        self.rows.append(row)
-
-    def add(self, what: str, **values: float) -> None:
-        """Figures that are no ratio of times."""
-        print(f'{what}: ' + ', '.join(
-            f'{name} {value:.4g}' for name, value in values.items()),
-            flush=True)
-        self.rows.append(dict(what=what, **values))
 
 
 # ------------------------------------------------------------------- pooling
@@ -338,7 +308,7 @@ def training(args: argparse.Namespace, report: Report) -> None:
 
 
 def growth(args: argparse.Namespace, report: Report) -> None:
-    """Time of an ascent, by what it grows with."""
+    """Time of an ascent and of a training step, by what they grow with."""
     device = torch.device(args.device)
     number = NUM_BOXES['detections']
     cases = {
@@ -364,6 +334,22 @@ def growth(args: argparse.Namespace, report: Report) -> None:
     for name in calls:
         report.compare(f'ascent, {name}', seconds, name,
                        '1 times as many boxes')
+
+    scene = build_scene(COCO_CONFIG, R50_IMAGE, 1, device, 8)
+    method = scene.refiner.train().loss_energy.method
+    boxes = scene.boxes
+
+    def step(num_samples: int) -> None:
+        with changed(method, dict(num_samples=num_samples)):
+            scene.refiner.loss(scene.features, [boxes.corners],
+                               [boxes.labels], scene.image_sizes
+                               )['loss_energy'].backward()
+
+    calls = {f'{n} samples': lambda n=n: step(n) for n in (31, 127, 511)}
+    seconds = time_in_turn(calls, args.rounds, description='samples')
+    for name in calls:
+        report.compare(f'loss and gradients of {len(boxes.labels)} objects, '
+                       f'{name}', seconds, name, '127 samples')
 
 
 SECTIONS = dict(pooling=pooling, refinement=refinement, detector=detector,
