@@ -1,6 +1,6 @@
 """A loss differentiated part by part, while the pooled features are there."""
 
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Optional
 
 import torch
 from torch import Tensor
@@ -38,15 +38,22 @@ def loss_by_parts(head: EnergyHead, parts: Iterable[tuple[Tensor, Tensor]],
     return _LossByParts.apply(head, parts, part_loss, *head.parameters())
 
 
+def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
+    """Precision of products under autocast; None where it is off."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(
+            kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 class _LossByParts(Function):
 
     @staticmethod
     def forward(ctx, head, parts, part_loss, *parameters):
         first = head.first_layer
         weight = first.flat_weight().detach()
-        dtype = weight.dtype
-        if torch.is_autocast_enabled(weight.device.type):
-            dtype = torch.get_autocast_dtype(weight.device.type)
+        dtype = autocast_dtype(weight.device) or weight.dtype
         low = weight.to(dtype)
         grad_weight = (torch.zeros_like(weight)
                        if first.weight.requires_grad else None)

@@ -15,7 +15,7 @@ from ..ops import FeatureSurface, relative_to_boxes
 from . import boxes
 from .boxes import Boxes, repeat_rows
 from .losses import EnergyLoss
-from .loss_by_parts import loss_by_parts
+from .loss_by_parts import autocast_dtype, loss_by_parts
 
 
 # Pooled features from which on it is faster on a CPU not to keep them, because
@@ -98,7 +98,6 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
 def _can_go_by_parts(refiner: nn.Module, features: Sequence[Tensor]) -> bool:
     """Whether a loss may be differentiated with its value, once for all."""
     energy, head = refiner.loss_energy, refiner.head
-    device = features[0].device
     # What does not have its gradients from the loss alone, in two stages.
     usual = (
         isinstance(energy.method, SamplingMethod)
@@ -108,8 +107,7 @@ def _can_go_by_parts(refiner: nn.Module, features: Sequence[Tensor]) -> bool:
         and any(p is head.first_layer.weight for p in head.parameters())
         and not any(p._backward_hooks for p in head.parameters()))
     # Gradients in half precision need the loss scaled before they exist.
-    scaled = (torch.is_autocast_enabled(device.type)
-              and torch.get_autocast_dtype(device.type) == torch.float16)
+    scaled = autocast_dtype(features[0].device) == torch.float16
     others = [*features, *refiner.roi_extractor.parameters()]
     return (usual and not scaled and torch.is_grad_enabled()
             and not any(t.requires_grad for t in others))

@@ -58,12 +58,14 @@ def meta_inputs():
     return maps, corners, labels
 
 
+@pytest.mark.parametrize('memory_saving', [None, True])
 @pytest.mark.parametrize('loss', [
     'NCEPlusLoss', 'NCELoss', 'MLISLoss', 'KLDISLoss', 'MLMCMCLoss', 'SMLoss',
     'DSMLoss', 'LocalizationConfidenceLoss'])
-def test_training_step(loss):
+def test_training_step(loss, memory_saving):
     samples = {} if loss == 'SMLoss' else dict(num_samples=8)
-    model = refiner(loss=dict(type=loss, **samples)).to('meta').train()
+    model = refiner(loss=dict(type=loss, **samples),
+                    memory_saving=memory_saving).to('meta').train()
     maps, corners, labels = meta_inputs()
     with no_host_traffic():
         loss = model.loss(maps, corners, labels, SIZES)['loss_energy']
