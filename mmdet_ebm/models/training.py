@@ -157,8 +157,9 @@ def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
     """The same, nothing being kept for the gradients.
 
     Images are evaluated one after the other, and again for the gradients. If
-    the refiner's ``memory_saving`` leaves the choice, the batch is evaluated
-    at once: saving would be a loss of time.
+    the refiner's ``memory_saving`` leaves the choice, this is only done for
+    many candidates, and where f is not differentiated in candidates or
+    features, for which it would be a loss of time.
     """
     level_of = refiner.level_fn(reference)
     whole_batch = lru_cache(maxsize=1)(
@@ -177,9 +178,12 @@ def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
         return refiner.head(pooled, labels)
 
     def logdensity(relative: Tensor) -> Tensor:
-        if refiner.memory_saving is None:
-            return whole_batch()(relative)
         rows, samples = relative.shape[:2]
+        others_learn = torch.is_grad_enabled() and (
+            relative.requires_grad or any(f.requires_grad for f in features))
+        if refiner.memory_saving is None and (
+                others_learn or not _is_much(refiner, rows * samples)):
+            return whole_batch()(relative)
         corners = relative_to_boxes(
             relative, reference.corners[:, None].to(relative.dtype))
         labels = repeat_rows(reference.labels, samples)

@@ -97,13 +97,20 @@ def test_pooled_features_of_one_part_exist_at_a_time(channels_last,
 
 
 def test_saving_memory_with_more_candidates_than_a_part_holds(calls):
-    """Then nothing bounds a part but the parts of an object."""
+    """Then some of an object's are evaluated at a time, twice."""
     model = refiner(loss=dict(type='NCEPlusLoss', num_samples=50))
-    found = []
-    for model.memory_saving in (False, True):
+    sizes, found = [], []
+    model.head.register_forward_pre_hook(
+        lambda _, args: sizes.append(len(args[0])))
+    for model.memory_saving in (False, True, None):
+        sizes.append('next')
         found.append(step(model, *objects()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
-    assert calls == []
+    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-5)
+    assert calls == [] and sizes[:2] == ['next', 5 * 51]
+    chunks = 2 * (3 * 51 // 5 + 1 + 2 * 51 // 5 + 1)  # of 5 boxes at most
+    assert len(sizes[2:]) == 2 * (1 + chunks)
+    assert max(size for size in sizes[2:] if size != 'next') == 5
 
 
 def test_saving_memory_reaches_the_feature_maps_of_an_unfrozen_detector():
