@@ -14,8 +14,9 @@ from ..core import LogDensityFn, RecordedLogDensity, SamplingMethod
 from ..ops import FeatureSurface, relative_to_boxes
 from . import boxes
 from .boxes import Boxes, repeat_rows
-from .losses import EnergyLoss
+from .energy_head import EnergyHead
 from .loss_by_parts import autocast_dtype, loss_by_parts
+from .losses import EnergyLoss
 
 
 # Pooled features from which on it is faster on a CPU not to keep them, because
@@ -49,9 +50,8 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
         The loss, and f as the method has evaluated it last.
     """
     energy, saving = refiner.loss_energy, refiner.memory_saving
-    on_cpu = reference.corners.device.type == 'cpu'
     if saving is None:
-        saving = on_cpu
+        saving = reference.corners.device.type == 'cpu'
     training_fn = image_by_image_fn if saving else whole_batch_fn
     record = RecordedLogDensity(
         training_fn(refiner, features, image_sizes, reference))
@@ -60,29 +60,13 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
         return energy(record, targets, weight, avg_factor), record
 
     candidates, *draws = energy.method.draw(record, targets)
-    rows, samples = candidates.shape[:2]
-    if samples > _ROWS_PER_PART or refiner.memory_saving is None and (
-            not _is_much(refiner, rows * samples)):
+    samples = candidates.shape[1]
+    much = refiner.memory_saving or _is_much(refiner, candidates)
+    if samples > _ROWS_PER_PART or not much:
         losses = energy.method.losses(record(candidates), *draws)
         return energy.reduce(losses, weight, avg_factor), record
 
     parts = _parts(features, reference, max(1, _ROWS_PER_PART // samples))
-
-    def pooled_parts() -> Iterator[tuple[Tensor, Tensor]]:
-        surface, images_there = None, None
-        corners = relative_to_boxes(candidates, reference.corners[:, None])
-        level = refiner.level_fn(reference)(corners).view(rows, samples)
-        for images, objects in parts:
-            if images != images_there:
-                surface = None  # before there is another
-                surface = refiner.roi_extractor.surface(
-                    [f[images] for f in features], image_sizes[images])
-                images_there = images
-            index = reference.image_index[objects] - images.start
-            yield refiner.roi_extractor.pool(  # without a name: not kept
-                surface, corners[objects].flatten(0, 1),
-                repeat_rows(index, samples), level[objects].flatten()
-            ), repeat_rows(reference.labels[objects], samples)
 
     def part_loss(number: int, logdensity: Tensor) -> Tensor:
         _, objects = parts[number]
@@ -90,8 +74,10 @@ def energy_loss(refiner: nn.Module, features: Sequence[Tensor],
                                       *(d[objects] for d in draws))
         return energy.reduce(losses, weight[objects], avg_factor)
 
-    loss, values = loss_by_parts(refiner.head, pooled_parts(), part_loss)
-    record.values = values.view(rows, samples)
+    loss, values = loss_by_parts(
+        refiner.head, _pooled_parts(refiner, features, image_sizes, reference,
+                                    candidates, parts), part_loss)
+    record.values = values.view(-1, samples)
     return loss, record
 
 
@@ -104,6 +90,7 @@ def _can_go_by_parts(refiner: nn.Module, features: Sequence[Tensor]) -> bool:
         and type(energy.method).forward is SamplingMethod.forward
         and type(energy).forward is EnergyLoss.forward
         and energy.reduction != 'none'
+        and getattr(type(head), 'forward', None) is EnergyHead.forward
         and any(p is head.first_layer.weight for p in head.parameters())
         and not any(p._backward_hooks for p in head.parameters()))
     # Gradients in half precision need the loss scaled before they exist.
@@ -113,8 +100,9 @@ def _can_go_by_parts(refiner: nn.Module, features: Sequence[Tensor]) -> bool:
             and not any(t.requires_grad for t in others))
 
 
-def _is_much(refiner: nn.Module, num_boxes: int) -> bool:
-    return num_boxes * math.prod(refiner.head.in_shape) >= _MANY_VALUES
+def _is_much(refiner: nn.Module, candidates: Tensor) -> bool:
+    values = math.prod(candidates.shape[:2]) * math.prod(refiner.head.in_shape)
+    return values >= _MANY_VALUES
 
 
 def _parts(features: Sequence[Tensor], reference: Boxes, num_objects: int
@@ -135,6 +123,28 @@ def _parts(features: Sequence[Tensor], reference: Boxes, num_objects: int
                   for first in range(start, start + count, num_objects)]
         start += count
     return parts
+
+
+def _pooled_parts(refiner: nn.Module, features: Sequence[Tensor],
+                  image_sizes: Sequence[tuple[int, int]], reference: Boxes,
+                  candidates: Tensor, parts: Sequence[tuple[slice, slice]]
+                  ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pooled features and labels of each part, of which nothing is kept."""
+    rows, samples = candidates.shape[:2]
+    corners = relative_to_boxes(candidates, reference.corners[:, None])
+    level = refiner.level_fn(reference)(corners).view(rows, samples)
+    surface, images_there = None, None
+    for images, objects in parts:
+        if images != images_there:
+            surface = None  # before there is another
+            surface = refiner.roi_extractor.surface(
+                [f[images] for f in features], image_sizes[images])
+            images_there = images
+        index = reference.image_index[objects] - images.start
+        yield refiner.roi_extractor.pool(  # without a name: not kept
+            surface, corners[objects].flatten(0, 1),
+            repeat_rows(index, samples), level[objects].flatten()
+        ), repeat_rows(reference.labels[objects], samples)
 
 
 def whole_batch_fn(refiner: nn.Module, features: Sequence[Tensor],
@@ -182,7 +192,7 @@ def image_by_image_fn(refiner: nn.Module, features: Sequence[Tensor],
         others_learn = torch.is_grad_enabled() and (
             relative.requires_grad or any(f.requires_grad for f in features))
         if refiner.memory_saving is None and (
-                others_learn or not _is_much(refiner, rows * samples)):
+                others_learn or not _is_much(refiner, relative)):
             return whole_batch()(relative)
         corners = relative_to_boxes(
             relative, reference.corners[:, None].to(relative.dtype))

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from mmdet_ebm.models import NCEPlusLoss, training
+from mmdet_ebm.models import EnergyHead, NCEPlusLoss, training
 from mmdet_ebm.models.loss_by_parts import loss_by_parts
 
 from .test_refiner import METHODS, SIZES, boxes, features, refiner
@@ -202,12 +202,21 @@ def test_a_loss_with_a_forward_of_its_own_is_called(calls):
     assert calls == []
 
 
-@pytest.mark.parametrize('change', ['hooks', 'weight norm'])
+class ScaledHead(EnergyHead):
+    """A user's head, which is more than its layers."""
+
+    def forward(self, pooled, labels):
+        return 3 * super().forward(pooled, labels)
+
+
+@pytest.mark.parametrize('change', ['hooks', 'weight norm', 'class'])
 def test_heads_that_were_changed_get_their_gradients(change, calls):
     model, found = refiner(), []
     if change == 'hooks':
         for parameter in model.parameters():
             parameter.register_hook(lambda grad: 2 * grad)
+    elif change == 'class':
+        model.head.__class__ = ScaledHead
     else:
         torch.nn.utils.parametrizations.weight_norm(model.head.shared_fcs[0])
     for model.memory_saving in (False, True):
