@@ -40,7 +40,7 @@ def sample_noise(shape: Sequence[int],
     component = draw(partial(torch.randint, sigmas.shape[0]), shape[:-1],
                      generator, **options)
     normal = draw(torch.randn, shape, generator, dtype=sigmas.dtype, **options)
-    return sigmas[component] * normal
+    return normal.mul_(sigmas[component])  # fresh memory would cost more
 
 
 def quasi_random_noise(num_samples: int, sigmas: Tensor, dim: int,
@@ -78,10 +78,13 @@ def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     if sigmas.shape[1] == 1:  # a width for all dimensions: once for all sigmas
         squares = squares.sum(-1, keepdim=True)
     # One component at a time: there are few, and every pass over the offsets
-    # is contiguous, unlike a sum over a short dimension of components.
-    return reduce(torch.logaddexp, [
-        -(squares * (0.5 / sigma.square())).sum(-1) - constant
-        for sigma, constant in zip(sigmas, normaliser)])
+    # is contiguous, unlike a sum over a short dimension of components. (And
+    # torch.logaddexp is several times slower than exp and log.)
+    parts = [-(squares * (0.5 / sigma.square())).sum(-1) - constant
+             for sigma, constant in zip(sigmas, normaliser)]
+    largest = reduce(torch.maximum, parts).detach()
+    largest = largest.clamp(min=torch.finfo(largest.dtype).min)
+    return sum((part - largest).exp() for part in parts).log() + largest
 
 
 class GaussianMixtureNoise(nn.Module):

@@ -117,3 +117,18 @@ def test_quasi_random_components_are_equally_frequent():
     sizes = quasi_random_noise(300, sigmas, 1).abs()[:, 0]
     assert 98 <= (sizes < 1e-3).sum() <= 102
     assert 98 <= (sizes > 1e3).sum() <= 102
+
+
+def test_logprob_far_away_is_minus_infinity_and_keeps_its_gradient_elsewhere():
+    offsets = torch.tensor([[0.1, 0.2], [1e30, 0.0]], requires_grad=True)
+    logprob = noise_logprob(offsets, torch.tensor([[0.1], [0.5]]))
+    assert logprob[0].isfinite() and logprob[1] == -math.inf
+    grad, = torch.autograd.grad(logprob[0], offsets)
+    assert grad[0].isfinite().all()
+
+
+def test_logprob_has_gradients_in_offsets_and_sigmas():
+    offsets = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    sigmas = SIGMAS.clone().requires_grad_()
+    assert torch.autograd.gradcheck(noise_logprob, (offsets, sigmas))
+    assert torch.autograd.gradgradcheck(noise_logprob, (offsets, sigmas))
