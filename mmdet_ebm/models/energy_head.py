@@ -160,7 +160,12 @@ class PooledLinear(nn.Linear):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, Q) -> (R, out_features)."""
-        return F.linear(self.flat(pooled), self.flat_weight(), self.bias)
+        flat, weight = self.flat(pooled), self.flat_weight()
+        if flat.device.type == 'cpu':
+            # The same product from the other side: for few boxes, a sixth
+            # faster than with the weight as the second factor.
+            return torch.addmm(self.bias[:, None], weight, flat.t()).t()
+        return F.linear(flat, weight, self.bias)
 
     # The same in two steps: products with the flat weight, and the rest.
 
