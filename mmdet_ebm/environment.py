@@ -40,8 +40,10 @@ def check_versions() -> None:
         # "2.13.0+cpu" is a 2.13.0.
         version = Version(Version(found).base_version)
         if version < Version(low) or (high and version >= Version(high)):
-            raise ImportError(f'mmdet_ebm needs {wanted}, found {found}' +
-                              (f' ({reason})' if high else ''))
+            raise ImportError(
+                f'mmdet_ebm needs {wanted}, found {found}'
+                + (f' ({reason})' if high else '')
+            )
 
 
 def allow_own_checkpoints() -> None:
@@ -61,12 +63,20 @@ def allow_own_checkpoints() -> None:
         if owner is not HistoryBuffer or name not in _STATISTICS:
             raise UnpicklingError(
                 f'refused to read attribute {name!r} of {owner!r} while '
-                'loading a checkpoint')
+                'loading a checkpoint'
+            )
         return getattr(owner, name)
 
     multiarray = (getattr(np, '_core', None) or np.core).multiarray
     dtypes = [type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')]
-    torch.serialization.add_safe_globals([
-        HistoryBuffer, (statistic_of, 'builtins.getattr'), np.ndarray,
-        np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes
-    ])
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (statistic_of, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            multiarray._reconstruct,
+            multiarray.scalar,
+            *dtypes,
+        ]
+    )

@@ -19,8 +19,9 @@ def _quick_logs():
     trainings do, and is for their logs."""
     patch = pytest.MonkeyPatch()
     patch.setattr('mmengine.runner.runner.collect_env', dict)
-    patch.setattr('mmengine.config.config.FormatCode',
-                  lambda text, **_: (text, False))
+    patch.setattr(
+        'mmengine.config.config.FormatCode', lambda text, **_: (text, False)
+    )
     yield
     patch.undo()
 
@@ -57,8 +58,11 @@ def _shrink_two_stage(cfg, channels):
     cfg.rpn_head.update(in_channels=channels, feat_channels=channels)
     head = cfg.roi_head
     head.bbox_roi_extractor.out_channels = channels
-    stages = head.bbox_head if isinstance(head.bbox_head, list) else [
-        head.bbox_head]
+    stages = (
+        head.bbox_head
+        if isinstance(head.bbox_head, list)
+        else [head.bbox_head]
+    )
     for stage in stages:
         stage.update(in_channels=channels, fc_out_channels=16)
     if 'mask_head' in head:
@@ -112,7 +116,6 @@ def build(model_cfg):
     """A model with random but not degenerate weights."""
     from mmdet.registry import MODELS
 
-    import mmdet_ebm.models  # noqa: F401
     logging.disable(logging.CRITICAL)
     try:
         model = MODELS.build(copy.deepcopy(model_cfg))
@@ -126,18 +129,26 @@ def batch(num_objects=(3, 2), sizes=((64, 96), (96, 64)), num_classes=3):
     """Images (N, 3, H, W) of one padded batch and their data samples."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
+
     samples = []
     for (height, width), count in zip(sizes, num_objects):
         corner = torch.rand(count, 2) * torch.tensor([width - 40, height - 40])
         boxes = torch.cat([corner, corner + 12 + 24 * torch.rand(count, 2)], 1)
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(height, width), ori_shape=(2 * height, 2 * width),
-                pad_shape=(96, 96), batch_input_shape=(96, 96),
-                scale_factor=(0.5, 0.5), img_id=len(samples)))
+                img_shape=(height, width),
+                ori_shape=(2 * height, 2 * width),
+                pad_shape=(96, 96),
+                batch_input_shape=(96, 96),
+                scale_factor=(0.5, 0.5),
+                img_id=len(samples),
+            )
+        )
         sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=torch.randint(num_classes, (count, )))
+            bboxes=boxes, labels=torch.randint(num_classes, (count,))
+        )
         sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()
+        )
         samples.append(sample)
     return torch.randn(len(samples), 3, 96, 96), samples

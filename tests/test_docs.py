@@ -24,8 +24,7 @@ from .conftest import ROOT, shrink
 DOCS = ROOT / 'docs'
 FIRST = 'add_to_your_detector.md'
 # Their commands use what the first one made.
-PAGES = ('inference.md', 'methods.md', 'troubleshooting.md',
-         'uncertainty.md')
+PAGES = ('inference.md', 'methods.md', 'troubleshooting.md', 'uncertainty.md')
 DETECTORS = 'detectors.md'  # has a user of its own
 FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 MASK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
@@ -41,8 +40,9 @@ NOT_RUN = (
 
 def blocks(page):
     """Language and text of the fenced blocks of a page, in order."""
-    return re.findall(r'^```(\w+)\n(.*?)^```$', (DOCS / page).read_text(),
-                      re.M | re.S)
+    return re.findall(
+        r'^```(\w+)\n(.*?)^```$', (DOCS / page).read_text(), re.M | re.S
+    )
 
 
 def small_config(base, data):
@@ -57,20 +57,25 @@ def small_config(base, data):
     if 'rpn' in model.test_cfg:
         model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
     model.test_cfg.get('rcnn', model.test_cfg).update(
-        score_thr=0.05 if 'rpn' in model.test_cfg else 0.0, max_per_img=5)
+        score_thr=0.05 if 'rpn' in model.test_cfg else 0.0, max_per_img=5
+    )
     metainfo = dict(classes=tuple('0123456789'))
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(
-            data_root=str(data), ann_file=f'annotations/{split}.json',
-            data_prefix=dict(img='images/'), metainfo=metainfo)
+            data_root=str(data),
+            ann_file=f'annotations/{split}.json',
+            data_prefix=dict(img='images/'),
+            metainfo=metainfo,
+        )
         for step in loader.dataset.pipeline:
             if step.type == 'Resize':
                 step.scale = (96, 96)
         if split != 'train':
             cfg[f'{split}_evaluator'].ann_file = str(
-                data / f'annotations/{split}.json')
+                data / f'annotations/{split}.json'
+            )
     cfg.train_cfg.val_interval = 12
     cfg.metainfo = metainfo
     return cfg
@@ -78,8 +83,9 @@ def small_config(base, data):
 
 def small_digits(folder):
     """Two images for each split, their objects with masks."""
-    data = generate_digits(folder, DigitsConfig(
-        num_images=dict(train=2, val=2, test=2)))
+    data = generate_digits(
+        folder, DigitsConfig(num_images=dict(train=2, val=2, test=2))
+    )
     for split in ('train', 'val', 'test'):
         file = data / f'annotations/{split}.json'
         annotations = json.loads(file.read_text())
@@ -142,8 +148,12 @@ def follow_first_page(base, folder):
     data = small_digits(folder / 'data')
     small_config(base, data).dump('my_faster-rcnn.py')
     save_checkpoint('my_faster-rcnn.py', 'my_faster-rcnn.pth')
-    for name in ('photos/a.jpg', 'photos/b.png', 'image.jpg',
-                 'damaged/good.png'):
+    for name in (
+        'photos/a.jpg',
+        'photos/b.png',
+        'image.jpg',
+        'damaged/good.png',
+    ):
         write(Path(name), seed=len(name))
     Path('damaged/bad.jpg').write_text('not an image')
     write_video(Path('clip.mp4'), 2)
@@ -184,10 +194,16 @@ def test_five_minutes_lead_to_a_refined_detector(users, base):
     assert len(annotations['images']) == 2
 
 
-@pytest.mark.parametrize('base, page', [
-    (FASTER, 'inference.md'), (FASTER, 'methods.md'),
-    (FASTER, 'troubleshooting.md'), (FASTER, 'uncertainty.md'),
-    (MASK, 'inference.md')])
+@pytest.mark.parametrize(
+    'base, page',
+    [
+        (FASTER, 'inference.md'),
+        (FASTER, 'methods.md'),
+        (FASTER, 'troubleshooting.md'),
+        (FASTER, 'uncertainty.md'),
+        (MASK, 'inference.md'),
+    ],
+)
 def test_commands_of_the_other_pages_run(users, base, page):
     users(base)
     run_page(page)
@@ -197,7 +213,8 @@ def test_commands_for_another_detector_run(users, tmp_path, monkeypatch):
     users(FASTER)  # for the environment
     monkeypatch.chdir(tmp_path)
     small_config(RETINA, small_digits(tmp_path / 'data')).dump(
-        'my_retinanet.py')
+        'my_retinanet.py'
+    )
     save_checkpoint('my_retinanet.py', 'my_retinanet.pth')
     write(Path('photos/a.jpg'))
     output = run_page(DETECTORS)
@@ -208,6 +225,7 @@ def test_commands_for_another_detector_run(users, tmp_path, monkeypatch):
 
 def test_links_between_pages_lead_somewhere():
     for page in (FIRST, *PAGES, DETECTORS):
-        for link in re.findall(r'\]\(([^)#]*)(?:#[^)]*)?\)',
-                               (DOCS / page).read_text()):
+        for link in re.findall(
+            r'\]\(([^)#]*)(?:#[^)]*)?\)', (DOCS / page).read_text()
+        ):
             assert os.path.exists(DOCS / link), (page, link)

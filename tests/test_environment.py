@@ -16,19 +16,26 @@ from mmdet_ebm import environment
 from .conftest import ROOT
 
 
-@pytest.mark.parametrize('package, version, wanted', [
-    ('mmcv', '2.2.0', r'mmcv>=2.0.0,<2.2.0, found 2.2.0'),
-    ('mmdet', '2.28.1', r'mmdet>=3.2.0,<4.0.0, found 2.28.1'),
-    ('mmengine', '0.7.0', r'mmengine>=0.10.0,<1.0.0, found 0.7.0'),
-    ('torch', '1.13.1+cu117', r'torch>=2.0.0, found 1.13.1'),
-])
-def test_unsupported_versions_are_named(monkeypatch, package, version,
-                                        wanted):
+@pytest.mark.parametrize(
+    'package, version, wanted',
+    [
+        ('mmcv', '2.2.0', r'mmcv>=2.0.0,<2.2.0, found 2.2.0'),
+        ('mmdet', '2.28.1', r'mmdet>=3.2.0,<4.0.0, found 2.28.1'),
+        ('mmengine', '0.7.0', r'mmengine>=0.10.0,<1.0.0, found 0.7.0'),
+        ('torch', '1.13.1+cu117', r'torch>=2.0.0, found 1.13.1'),
+    ],
+)
+def test_unsupported_versions_are_named(monkeypatch, package, version, wanted):
     real = environment.importlib.import_module
     monkeypatch.setattr(
-        environment.importlib, 'import_module',
-        lambda name: SimpleNamespace(__version__=version)
-        if name == package else real(name))
+        environment.importlib,
+        'import_module',
+        lambda name: (
+            SimpleNamespace(__version__=version)
+            if name == package
+            else real(name)
+        ),
+    )
     with pytest.raises(ImportError, match=wanted):
         environment.check_versions()
 
@@ -45,15 +52,16 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_mmengine_checkpoints_load_with_weights_only(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     path = tmp_path / 'checkpoint.pth'
-    torch.save(dict(message_hub=dict(loss=history), weight=torch.ones(2)),
-               path)
+    torch.save(
+        dict(message_hub=dict(loss=history), weight=torch.ones(2)), path
+    )
     loaded = torch.load(path, weights_only=True)
     assert loaded['message_hub']['loss'].mean() == 1.5
 
 
 class RunsCode:
     def __reduce__(self):
-        return os.system, ('true', )
+        return os.system, ('true',)
 
 
 class ReadsAttribute:
@@ -89,11 +97,25 @@ def test_core_and_ops_import_torch_alone(package):
             assert {name.split('.')[0] for name in names} <= allowed, path
 
 
-@pytest.mark.parametrize('tool', ['train', 'test', 'infer', 'make_digits',
-                                  'demo', 'study', 'compare_stages'])
+@pytest.mark.parametrize(
+    'tool',
+    [
+        'train',
+        'test',
+        'infer',
+        'make_digits',
+        'demo',
+        'study',
+        'compare_stages',
+    ],
+)
 def test_tools_explain_themselves(tool):
     done = subprocess.run(
-        [sys.executable, f'tools/{tool}.py', '--help'], cwd=ROOT,
-        capture_output=True, text=True, timeout=120)
+        [sys.executable, f'tools/{tool}.py', '--help'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('usage:')

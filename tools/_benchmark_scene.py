@@ -1,8 +1,8 @@
 """What the benchmark measures on: feature maps, heads and injected boxes."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,25 +23,35 @@ _LOG_SIDE = (4.3, 0.9)
 _LOG_ASPECT_STD = 0.35
 
 
-def coco_like_boxes(num_boxes: int, image_size: tuple[int, int],
-                    generator: torch.Generator,
-                    scale: float = 1.0) -> Tensor:
+def coco_like_boxes(
+    num_boxes: int,
+    image_size: tuple[int, int],
+    generator: torch.Generator,
+    scale: float = 1.0,
+) -> Tensor:
     """Corners (K, 4) of many sizes and shapes, as in COCO, in an image."""
     height, width = image_size
     mean, std = _LOG_SIDE
     side = scale * torch.exp(
-        mean + std * torch.randn(num_boxes, generator=generator))
+        mean + std * torch.randn(num_boxes, generator=generator)
+    )
     aspect = torch.exp(
-        _LOG_ASPECT_STD * torch.randn(num_boxes, generator=generator))
+        _LOG_ASPECT_STD * torch.randn(num_boxes, generator=generator)
+    )
     size = torch.stack([side * aspect, side / aspect], 1).clamp(min=4)
     size = size.minimum(torch.tensor([width, height]) * 0.9)
     corner = torch.rand(num_boxes, 2, generator=generator) * (
-        torch.tensor([width, height]) - size)
+        torch.tensor([width, height]) - size
+    )
     return torch.cat([corner, corner + size], 1)
 
 
-def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
-                    generator: torch.Generator) -> InstanceData:
+def candidates_like(
+    objects: Tensor,
+    num_candidates: int,
+    num_classes: int,
+    generator: torch.Generator,
+) -> InstanceData:
     """Boxes above the score threshold as a box head gives them.
 
     Jittered copies of objects; early objects have more of them.
@@ -49,16 +59,20 @@ def candidates_like(objects: Tensor, num_candidates: int, num_classes: int,
     owner = torch.arange(len(objects))  # at least one each
     if 0 < len(objects) < num_candidates:
         share = 1 / (1 + owner).float().sqrt()
-        more = share.multinomial(num_candidates - len(objects), True,
-                                 generator=generator)
+        more = share.multinomial(
+            num_candidates - len(objects), True, generator=generator
+        )
         owner = torch.cat([owner, more])
     num_candidates = len(owner)
     sizes = (objects[:, 2:] - objects[:, :2])[owner].repeat(1, 2)
     bboxes = objects[owner] + sizes * 0.08 * torch.randn(
-        num_candidates, 4, generator=generator)
+        num_candidates, 4, generator=generator
+    )
     return InstanceData(
-        bboxes=bboxes, labels=owner % num_classes,
-        scores=0.05 + 0.95 * torch.rand(num_candidates, generator=generator))
+        bboxes=bboxes,
+        labels=owner % num_classes,
+        scores=0.05 + 0.95 * torch.rand(num_candidates, generator=generator),
+    )
 
 
 @dataclass
@@ -72,6 +86,7 @@ class Scene:
         boxes: 100 detections, shared by the images.
         candidates: Of each image before the NMS, 400 in all.
     """
+
     model: nn.Module
     features: Sequence[Tensor]
     image_sizes: Sequence[tuple[int, int]]
@@ -85,20 +100,33 @@ class Scene:
     def detections(self) -> list[InstanceData]:
         """The boxes as a detector's results."""
         return [
-            InstanceData(bboxes=corners, labels=labels,
-                         scores=torch.ones_like(corners[:, 0]))
-            for corners, labels in self.boxes.split(self.boxes.corners,
-                                                    self.boxes.labels)]
+            InstanceData(
+                bboxes=corners,
+                labels=labels,
+                scores=torch.ones_like(corners[:, 0]),
+            )
+            for corners, labels in self.boxes.split(
+                self.boxes.corners, self.boxes.labels
+            )
+        ]
 
     def metas(self) -> list[dict]:
-        return [dict(img_shape=size, scale_factor=(1.0, 1.0))
-                for size in self.image_sizes]
+        return [
+            dict(img_shape=size, scale_factor=(1.0, 1.0))
+            for size in self.image_sizes
+        ]
 
 
-def build_scene(config: str, image_size: tuple[int, int], num_images: int,
-                device: torch.device, num_boxes: int = 100,
-                num_candidates: int = 400, box_scale: float = 1.0,
-                reduction: int = 1) -> Scene:
+def build_scene(
+    config: str,
+    image_size: tuple[int, int],
+    num_images: int,
+    device: torch.device,
+    num_boxes: int = 100,
+    num_candidates: int = 400,
+    box_scale: float = 1.0,
+    reduction: int = 1,
+) -> Scene:
     """Random weights and smooth random maps, the same at every call.
 
     The last layer is scaled so that the published steps move boxes by about
@@ -111,7 +139,8 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
     cfg.model.backbone.init_cfg = None  # random weights do
     if reduction > 1:
         cfg.model.roi_head.refiner.head.reduced_channels = (
-            cfg.model.neck.out_channels // reduction)
+            cfg.model.neck.out_channels // reduction
+        )
     logging.disable(logging.CRITICAL)
     try:
         model = MODELS.build(cfg.model)
@@ -124,12 +153,21 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
     height, width = (-(-side // 32) * 32 for side in image_size)
     features = []
     for stride in extractor.featmap_strides:
-        coarse = torch.randn(num_images, extractor.out_channels,
-                             -(-height // (4 * stride)),
-                             -(-width // (4 * stride)), generator=generator)
-        features.append(F.interpolate(
-            coarse, (height // stride, width // stride), mode='bilinear',
-            align_corners=False).to(device))
+        coarse = torch.randn(
+            num_images,
+            extractor.out_channels,
+            -(-height // (4 * stride)),
+            -(-width // (4 * stride)),
+            generator=generator,
+        )
+        features.append(
+            F.interpolate(
+                coarse,
+                (height // stride, width // stride),
+                mode='bilinear',
+                align_corners=False,
+            ).to(device)
+        )
     classes = refiner.head.num_classes
     corners, labels, candidates = [], [], []
     for i in range(num_images):
@@ -137,20 +175,37 @@ def build_scene(config: str, image_size: tuple[int, int], num_images: int,
         objects = coco_like_boxes(count, image_size, generator, box_scale)
         corners.append(objects.to(device))
         labels.append((torch.arange(count) % classes).to(device))
-        candidates.append(candidates_like(
-            objects, len(range(i, num_candidates, num_images)), classes,
-            generator).to(device))
-    return Scene(model.to(device).eval(), features,
-                 [tuple(image_size)] * num_images,
-                 Boxes.from_images(corners, labels), candidates)
+        candidates.append(
+            candidates_like(
+                objects,
+                len(range(i, num_candidates, num_images)),
+                classes,
+                generator,
+            ).to(device)
+        )
+    return Scene(
+        model.to(device).eval(),
+        features,
+        [tuple(image_size)] * num_images,
+        Boxes.from_images(corners, labels),
+        candidates,
+    )
 
 
 def image_batch(image_size: tuple[int, int], device: torch.device) -> dict:
     """Input of a detector's ``predict``: one image, padded to 32."""
     height, width = (-(-side // 32) * 32 for side in image_size)
-    sample = DetDataSample(metainfo=dict(
-        img_shape=tuple(image_size), ori_shape=tuple(image_size),
-        pad_shape=(height, width), batch_input_shape=(height, width),
-        scale_factor=(1.0, 1.0), img_id=0))
-    return dict(batch_inputs=torch.randn(1, 3, height, width, device=device),
-                batch_data_samples=[sample])
+    sample = DetDataSample(
+        metainfo=dict(
+            img_shape=tuple(image_size),
+            ori_shape=tuple(image_size),
+            pad_shape=(height, width),
+            batch_input_shape=(height, width),
+            scale_factor=(1.0, 1.0),
+            img_id=0,
+        )
+    )
+    return dict(
+        batch_inputs=torch.randn(1, 3, height, width, device=device),
+        batch_data_samples=[sample],
+    )

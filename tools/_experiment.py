@@ -5,9 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.structures import InstanceData
@@ -23,12 +24,14 @@ def run_tool(name: str, *arguments: object) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def train_once(config: str,
-               work_dir: Path,
-               seed: int,
-               load_from: Optional[Path] = None,
-               data: str = '',
-               max_epochs: Optional[int] = None) -> Path:
+def train_once(
+    config: str,
+    work_dir: Path,
+    seed: int,
+    load_from: Path | None = None,
+    data: str = '',
+    max_epochs: int | None = None,
+) -> Path:
     """Train to the end, unless exactly this training has been done.
 
     What counts as this training: the resolved config, the seed, the checkpoint
@@ -49,10 +52,14 @@ def train_once(config: str,
     """
     text = Config.fromfile(ROOT / config).pretty_text
     identity = dict(
-        config=config, seed=seed, data=data, max_epochs=max_epochs,
+        config=config,
+        seed=seed,
+        data=data,
+        max_epochs=max_epochs,
         load_from=str(load_from),
         digest=hashlib.sha256(text.encode()).hexdigest(),
-        load_from_time=load_from.stat().st_mtime if load_from else None)
+        load_from_time=load_from.stat().st_mtime if load_from else None,
+    )
     started, done = work_dir / 'started.json', work_dir / 'done'
     if not started.exists() or json.loads(started.read_text()) != identity:
         shutil.rmtree(work_dir, ignore_errors=True)
@@ -61,25 +68,42 @@ def train_once(config: str,
     if not done.exists():
         options = [f'randomness.seed={seed}', f'load_from={load_from}']
         if max_epochs is not None:
-            options += [f'{key}={max_epochs}' for key in (
-                'train_cfg.max_epochs', 'train_cfg.val_interval',
-                'param_scheduler.1.T_max')]
-        run_tool('train', config, '--work-dir', work_dir, '--resume',
-                 '--cfg-options', *options)
+            options += [
+                f'{key}={max_epochs}'
+                for key in (
+                    'train_cfg.max_epochs',
+                    'train_cfg.val_interval',
+                    'param_scheduler.1.T_max',
+                )
+            ]
+        run_tool(
+            'train',
+            config,
+            '--work-dir',
+            work_dir,
+            '--resume',
+            '--cfg-options',
+            *options,
+        )
         shutil.copy(work_dir / 'last_checkpoint', done)
     return Path(done.read_text())
 
 
-def coco_results(image_id: int, instances: InstanceData,
-                 cat_ids: Sequence[int]) -> list[dict]:
+def coco_results(
+    image_id: int, instances: InstanceData, cat_ids: Sequence[int]
+) -> list[dict]:
     """Detections of one image in COCO's result format."""
     found = instances.cpu()
     return [
-        dict(image_id=image_id, score=score, category_id=cat_ids[label],
-             bbox=[x1, y1, x2 - x1, y2 - y1])
+        dict(
+            image_id=image_id,
+            score=score,
+            category_id=cat_ids[label],
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+        )
         for (x1, y1, x2, y2), score, label in zip(
-            found.bboxes.tolist(), found.scores.tolist(),
-            found.labels.tolist())
+            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
+        )
     ]
 
 

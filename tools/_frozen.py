@@ -9,8 +9,8 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,9 @@ class EnergyModelOnFeatures(BaseModel):
         super().__init__()
         self.refiner = refiner
 
-    def forward(self, features, gt_boxes, gt_labels, image_sizes,
-                mode: str = 'loss') -> dict[str, Tensor]:
+    def forward(
+        self, features, gt_boxes, gt_labels, image_sizes, mode: str = 'loss'
+    ) -> dict[str, Tensor]:
         if mode != 'loss':
             raise ValueError(f'can only train, asked for {mode!r}')
         return self.refiner.loss(features, gt_boxes, gt_labels, image_sizes)
@@ -62,8 +63,9 @@ class FrozenDetector:
         self.device = device
         self.identity = [str(checkpoint), Path(checkpoint).stat().st_mtime]
         self.model = MODELS.build(self.cfg.model).to(device).eval()
-        load_checkpoint(self.model, str(checkpoint), map_location=device,
-                        logger='silent')
+        load_checkpoint(
+            self.model, str(checkpoint), map_location=device, logger='silent'
+        )
         self._plain_roi_head = self.model.roi_head
         self._plain_roi_head.refinement = Refinement(False, False)
         self._predictions = {}
@@ -77,24 +79,34 @@ class FrozenDetector:
                 random.
             seed: Seed of the augmentation.
         """
-        loader = Runner.build_dataloader(dict(
-            self.cfg.train_dataloader, batch_size=1, batch_sampler=None,
-            sampler=dict(type='DefaultSampler', shuffle=False)))
+        loader = Runner.build_dataloader(
+            dict(
+                self.cfg.train_dataloader,
+                batch_size=1,
+                batch_sampler=None,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            )
+        )
         set_random_seed(seed)  # mmcv's transforms draw from numpy
         views = []
         for view in range(num_views):
-            for batch in tqdm(loader, desc=f'features, view {view + 1}',
-                              leave=False):
+            for batch in tqdm(
+                loader, desc=f'features, view {view + 1}', leave=False
+            ):
                 data = self.model.data_preprocessor(batch, True)
-                sample, = data['data_samples']
+                (sample,) = data['data_samples']
                 maps = self.model.extract_feat(data['inputs'])
-                views.append(dict(
-                    img_id=sample.img_id,
-                    features=[m[0].clone() for m in maps],
-                    boxes=get_box_tensor(
-                        sample.gt_instances.bboxes).clone(),
-                    labels=sample.gt_instances.labels.clone(),
-                    image_size=tuple(sample.img_shape[:2])))
+                views.append(
+                    dict(
+                        img_id=sample.img_id,
+                        features=[m[0].clone() for m in maps],
+                        boxes=get_box_tensor(
+                            sample.gt_instances.bboxes
+                        ).clone(),
+                        labels=sample.gt_instances.labels.clone(),
+                        image_size=tuple(sample.img_shape[:2]),
+                    )
+                )
         return views
 
     @torch.no_grad()
@@ -103,42 +115,53 @@ class FrozenDetector:
         if split not in self._predictions:
             loader = Runner.build_dataloader(self.cfg[f'{split}_dataloader'])
             stored = []
-            for batch in tqdm(loader, desc=f'predictions, {split}',
-                              leave=False):
+            for batch in tqdm(
+                loader, desc=f'predictions, {split}', leave=False
+            ):
                 data = self.model.data_preprocessor(batch, False)
                 samples = data['data_samples']
                 x = self.model.extract_feat(data['inputs'])
-                proposals = self.model.rpn_head.predict(x, samples,
-                                                        rescale=False)
+                proposals = self.model.rpn_head.predict(
+                    x, samples, rescale=False
+                )
                 metas = [s.metainfo for s in samples]
                 plain = self._plain_roi_head.predict_bbox(
-                    x, metas, proposals, self._plain_roi_head.test_cfg,
-                    rescale=False)
+                    x,
+                    metas,
+                    proposals,
+                    self._plain_roi_head.test_cfg,
+                    rescale=False,
+                )
                 stored.append((x, plain, metas))
             dataset = loader.dataset
             truth = COCO(self.cfg[f'{split}_evaluator'].ann_file)
             self._predictions[split] = stored, dataset.cat_ids, truth
         return self._predictions[split]
 
-    def with_boxes_of(self, views: Sequence[dict],
-                      ann_file: str) -> list[dict]:
+    def with_boxes_of(
+        self, views: Sequence[dict], ann_file: str
+    ) -> list[dict]:
         """The same views with the boxes of another annotation file.
 
         For data whose training pipeline moves no box; views must be of all
         images, once each.
         """
-        dataset = DATASETS.build(dict(
-            self.cfg.train_dataloader.dataset, ann_file=ann_file))
+        dataset = DATASETS.build(
+            dict(self.cfg.train_dataloader.dataset, ann_file=ann_file)
+        )
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         changed = []
         for view, info in zip(views, infos, strict=True):
             boxes = view['boxes'].new_tensor(
-                [instance['bbox'] for instance in info['instances']])
+                [instance['bbox'] for instance in info['instances']]
+            )
             if info['img_id'] != view['img_id'] or len(boxes) != len(
-                    view['boxes']):
+                view['boxes']
+            ):
                 raise ValueError(
                     f'{ann_file} does not list the images and objects of the '
-                    f'stored views (image {view["img_id"]})')
+                    f'stored views (image {view["img_id"]})'
+                )
             changed.append(dict(view, boxes=boxes.view(-1, 4)))
         return changed
 
@@ -147,8 +170,9 @@ class FrozenDetector:
         return self.evaluate(self._plain_roi_head, split)
 
     @torch.no_grad()
-    def evaluate(self, roi_head: torch.nn.Module,
-                 split: str) -> dict[str, float]:
+    def evaluate(
+        self, roi_head: torch.nn.Module, split: str
+    ) -> dict[str, float]:
         """AP, AP50, AP75 and AP90 of a split under an ``EnergyRoIHead``.
 
         Its stages start from the plain detections: leave the energy NMS off.
@@ -158,8 +182,12 @@ class FrozenDetector:
         for x, plain, metas in stored:
             found = roi_head.refine_raw(
                 # Copies: rescaling replaces their boxes.
-                x, [InstanceData(**dict(p.items())) for p in plain], metas,
-                roi_head.test_cfg, rescale=True)
+                x,
+                [InstanceData(**dict(p.items())) for p in plain],
+                metas,
+                roi_head.test_cfg,
+                rescale=True,
+            )
             for instances, meta in zip(found, metas):
                 results += coco_results(meta['img_id'], instances, cat_ids)
         return MatchedDetections(truth, results).average_precision()
@@ -168,32 +196,56 @@ class FrozenDetector:
 def parse_study_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments of a parser, and those that every study takes."""
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--steps', type=int, default=300,
-                        help='training steps of a head (default: 300)')
-    parser.add_argument('--samples', type=int, default=32,
-                        help='samples per object (default: 32)')
-    parser.add_argument('--plain', type=Path, nargs='+',
-                        help='checkpoints of the plain detector, one for each '
-                        'seed (default: train them)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available()
-                        else 'cpu')
+    parser.add_argument(
+        '--steps',
+        type=int,
+        default=300,
+        help='training steps of a head (default: 300)',
+    )
+    parser.add_argument(
+        '--samples',
+        type=int,
+        default=32,
+        help='samples per object (default: 32)',
+    )
+    parser.add_argument(
+        '--plain',
+        type=Path,
+        nargs='+',
+        help='checkpoints of the plain detector, one for each '
+        'seed (default: train them)',
+    )
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     args = parser.parse_args()
     if args.plain and len(args.plain) != len(args.seeds):
-        parser.error('--plain needs one checkpoint for each of the '
-                     f'{len(args.seeds)} seeds')
+        parser.error(
+            '--plain needs one checkpoint for each of the '
+            f'{len(args.seeds)} seeds'
+        )
     return args
 
 
-def frozen_detector(args: argparse.Namespace, data: str, index: int,
-                    work_dir: Path) -> FrozenDetector:
+def frozen_detector(
+    args: argparse.Namespace, data: str, index: int, work_dir: Path
+) -> FrozenDetector:
     """The detector of the ``index``-th seed: given, or trained once."""
     seed = args.seeds[index]
-    checkpoint = args.plain[index] if args.plain else train_once(
-        f'configs/{data}/faster-rcnn_r18-half_{data}.py',
-        work_dir / f'seed{seed}' / 'plain', seed)
+    checkpoint = (
+        args.plain[index]
+        if args.plain
+        else train_once(
+            f'configs/{data}/faster-rcnn_r18-half_{data}.py',
+            work_dir / f'seed{seed}' / 'plain',
+            seed,
+        )
+    )
     return FrozenDetector(
-        f'configs/{data}/faster-rcnn_r18-half_nce-plus_{data}.py', checkpoint,
-        args.device)
+        f'configs/{data}/faster-rcnn_r18-half_nce-plus_{data}.py',
+        checkpoint,
+        args.device,
+    )
 
 
 def build_energy_model(cfg: Config, seed: int, device: str):
@@ -204,8 +256,14 @@ def build_energy_model(cfg: Config, seed: int, device: str):
     return model.to(device)
 
 
-def train_head(model: torch.nn.Module, cfg: Config, views: Sequence[dict],
-               num_steps: int, seed: int, work_dir: Path) -> dict[str, float]:
+def train_head(
+    model: torch.nn.Module,
+    cfg: Config,
+    views: Sequence[dict],
+    num_steps: int,
+    seed: int,
+    work_dir: Path,
+) -> dict[str, float]:
     """Train a model's energy head on stored views.
 
     Args:
@@ -223,28 +281,45 @@ def train_head(model: torch.nn.Module, cfg: Config, views: Sequence[dict],
     device = next(model.parameters()).device
     warm_up, cosine = cfg.param_scheduler
     loader = DataLoader(
-        views, batch_size=cfg.train_dataloader.batch_size,
-        sampler=InfiniteSampler(views, seed=seed), collate_fn=_collate)
+        views,
+        batch_size=cfg.train_dataloader.batch_size,
+        sampler=InfiniteSampler(views, seed=seed),
+        collate_fn=_collate,
+    )
     online = EnergyModelOnFeatures(model.roi_head.refiner)
     runner = Runner(
-        model=online, work_dir=str(work_dir), train_dataloader=loader,
+        model=online,
+        work_dir=str(work_dir),
+        train_dataloader=loader,
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=num_steps),
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=[
             dict(warm_up, end=min(warm_up.end, max(1, num_steps // 4))),
-            dict(type=cosine.type, T_max=num_steps, by_epoch=False,
-                 eta_min=cosine.eta_min)],
+            dict(
+                type=cosine.type,
+                T_max=num_steps,
+                by_epoch=False,
+                eta_min=cosine.eta_min,
+            ),
+        ],
         default_hooks=dict(checkpoint=None),
-        randomness=dict(seed=seed), log_level='ERROR',
+        randomness=dict(seed=seed),
+        log_level='ERROR',
         default_scope=cfg.default_scope,
-        experiment_name=f'{work_dir.name}_{time.time_ns()}')
+        experiment_name=f'{work_dir.name}_{time.time_ns()}',
+    )
     runner.train()
     times, _ = runner.message_hub.get_scalar('train/time').data
     batch = next(iter(loader))
-    peak = peak_memory(lambda: online.parse_losses(
-        online(**online.data_preprocessor(batch)))[0].backward(), device)
-    return dict(seconds_per_step=float(torch.tensor(times).median()),
-                peak_mib=peak)
+    peak = peak_memory(
+        lambda: online.parse_losses(online(**online.data_preprocessor(batch)))[
+            0
+        ].backward(),
+        device,
+    )
+    return dict(
+        seconds_per_step=float(torch.tensor(times).median()), peak_mib=peak
+    )
 
 
 def _collate(views: Sequence[dict]) -> dict:
@@ -253,17 +328,25 @@ def _collate(views: Sequence[dict]) -> dict:
     for maps in zip(*(view['features'] for view in views)):
         height = max(m.shape[1] for m in maps)
         width = max(m.shape[2] for m in maps)
-        levels.append(torch.stack([
-            F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1]))
-            for m in maps]))
+        levels.append(
+            torch.stack(
+                [
+                    F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1]))
+                    for m in maps
+                ]
+            )
+        )
     return dict(
-        features=levels, gt_boxes=[v['boxes'] for v in views],
+        features=levels,
+        gt_boxes=[v['boxes'] for v in views],
         gt_labels=[v['labels'] for v in views],
-        image_sizes=[v['image_size'] for v in views])
+        image_sizes=[v['image_size'] for v in views],
+    )
 
 
-def small_config(data: str, kind: str, num_samples: int,
-                 changes: dict) -> Config:
+def small_config(
+    data: str, kind: str, num_samples: int, changes: dict
+) -> Config:
     """A shipped small config with a number of samples and other changes.
 
     Args:
@@ -274,7 +357,8 @@ def small_config(data: str, kind: str, num_samples: int,
         changes: Values by dotted key.
     """
     cfg = Config.fromfile(
-        ROOT / f'configs/{data}/faster-rcnn_r18-half_{kind}_{data}.py')
+        ROOT / f'configs/{data}/faster-rcnn_r18-half_{kind}_{data}.py'
+    )
     refiner = cfg.model.roi_head.refiner
     loss = refiner.loss
     if refiner.type == 'EnergyRefiner':
@@ -289,12 +373,14 @@ def small_config(data: str, kind: str, num_samples: int,
 class Heads:
     """Heads trained on one detector with one seed, kept on disk."""
 
-    def __init__(self, detector: FrozenDetector, seed: int,
-                 work_dir: Path) -> None:
+    def __init__(
+        self, detector: FrozenDetector, seed: int, work_dir: Path
+    ) -> None:
         self.detector, self.seed, self.work_dir = detector, seed, work_dir
 
-    def train(self, name: str, cfg: Config, views: Sequence[dict],
-              num_steps: int) -> 'Head':
+    def train(
+        self, name: str, cfg: Config, views: Sequence[dict], num_steps: int
+    ) -> 'Head':
         """The trained head, from disk if it is there.
 
         Args:
@@ -305,10 +391,19 @@ class Heads:
             num_steps: Optimiser steps.
         """
         refiner = cfg.model.roi_head.refiner
-        identity = json.dumps([
-            refiner.head, refiner.loss, cfg.optim_wrapper,
-            cfg.train_dataloader.batch_size, num_steps, self.seed, len(views),
-            self.detector.identity], sort_keys=True)
+        identity = json.dumps(
+            [
+                refiner.head,
+                refiner.loss,
+                cfg.optim_wrapper,
+                cfg.train_dataloader.batch_size,
+                num_steps,
+                self.seed,
+                len(views),
+                self.detector.identity,
+            ],
+            sort_keys=True,
+        )
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         folder = self.work_dir / f'{name}_{digest}'
         model = build_energy_model(cfg, self.seed, self.detector.device)
@@ -317,18 +412,21 @@ class Heads:
         if not record.exists():
             cost = train_head(model, cfg, views, num_steps, self.seed, folder)
             torch.save(model.roi_head.refiner.state_dict(), weights)
-            write_json(record, dict(
-                identity=json.loads(identity), **cost, AP={}))
+            write_json(
+                record, dict(identity=json.loads(identity), **cost, AP={})
+            )
         model.roi_head.refiner.load_state_dict(
-            torch.load(weights, map_location=self.detector.device))
+            torch.load(weights, map_location=self.detector.device)
+        )
         return Head(self.detector, model.eval(), record)
 
 
 class Head:
     """A trained head, and what is known of it."""
 
-    def __init__(self, detector: FrozenDetector, model: torch.nn.Module,
-                 record: Path) -> None:
+    def __init__(
+        self, detector: FrozenDetector, model: torch.nn.Module, record: Path
+    ) -> None:
         self.detector, self.model, self.record = detector, model, record
         self.step_length = model.roi_head.refiner.step_length
         known = json.loads(record.read_text())
@@ -336,9 +434,7 @@ class Head:
         self.peak_mib = known['peak_mib']
 
     def evaluate(
-        self,
-        split: str,
-        step_length: Optional[tuple[float, float]] = None
+        self, split: str, step_length: tuple[float, float] | None = None
     ) -> dict[str, float]:
         """AP, AP50, AP75, AP90 of a split, refined with a step length.
 
@@ -352,6 +448,7 @@ class Head:
         if key not in record['AP']:
             self.model.roi_head.refiner.step_length = step_length
             record['AP'][key] = self.detector.evaluate(
-                self.model.roi_head, split)
+                self.model.roi_head, split
+            )
             write_json(self.record, record)
         return record['AP'][key]

@@ -15,20 +15,34 @@ from mmdet_ebm.datasets.coco_check import check_coco_split
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        'root', nargs='?', default='data/coco', type=Path,
-        help='folder of COCO (default: data/coco, as in the configs)')
+        'root',
+        nargs='?',
+        default='data/coco',
+        type=Path,
+        help='folder of COCO (default: data/coco, as in the configs)',
+    )
     parser.add_argument(
-        '--splits', nargs='+', choices=['train', 'val'],
-        default=['train', 'val'], help='what to check (default: both)')
+        '--splits',
+        nargs='+',
+        choices=['train', 'val'],
+        default=['train', 'val'],
+        help='what to check (default: both)',
+    )
     parser.add_argument(
-        '--images', default='200', metavar='NUMBER|all',
+        '--images',
+        default='200',
+        metavar='NUMBER|all',
         help='image files of a split to decode, a sample or all, which takes '
-        'about as long as an epoch of loading (default: 200)')
+        'about as long as an epoch of loading (default: 200)',
+    )
     parser.add_argument(
-        '--subset', action='store_true',
-        help='the folder holds a part of COCO: other counts are all right')
+        '--subset',
+        action='store_true',
+        help='the folder holds a part of COCO: other counts are all right',
+    )
     args = parser.parse_args()
     if args.images != 'all' and not args.images.isdigit():
         parser.error(f'--images must be a number or "all", got {args.images}')
@@ -42,14 +56,19 @@ def main() -> None:
     for split in args.splits:
         print(f'== {split}2017')
         report = check_coco_split(args.root, split, number, args.subset)
-        for kind, lines in (('ok', report.facts),
-                            ('warning', report.warnings),
-                            ('ERROR', report.errors)):
+        for kind, lines in (
+            ('ok', report.facts),
+            ('warning', report.warnings),
+            ('ERROR', report.errors),
+        ):
             for line in lines:
                 print(f'{kind}: {line}')
         failed |= bool(report.errors)
-    print('This folder is not fit for training: see the errors above.'
-          if failed else 'Fit for training.')
+    print(
+        'This folder is not fit for training: see the errors above.'
+        if failed
+        else 'Fit for training.'
+    )
     raise SystemExit(int(failed))
 
 

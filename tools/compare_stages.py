@@ -48,23 +48,41 @@ ASCENTS = {
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='energy config')
     parser.add_argument('checkpoints', nargs='+', help='one for each seed')
-    parser.add_argument('--control-config',
-                        help='config of a plain detector to compare with')
-    parser.add_argument('--control', nargs='+', default=[],
-                        help='its checkpoints, one for each seed')
-    parser.add_argument('--ascents', action='store_true',
-                        help='also run the ascent in other ways')
+    parser.add_argument(
+        '--control-config', help='config of a plain detector to compare with'
+    )
+    parser.add_argument(
+        '--control',
+        nargs='+',
+        default=[],
+        help='its checkpoints, one for each seed',
+    )
+    parser.add_argument(
+        '--ascents',
+        action='store_true',
+        help='also run the ascent in other ways',
+    )
     parser.add_argument('--split', choices=['val', 'test'], default='test')
-    parser.add_argument('--resamples', type=int, default=1000,
-                        help='bootstrap resamples (default: 1000)')
-    parser.add_argument('--out', type=Path,
-                        help='also write the figures to this JSON file')
+    parser.add_argument(
+        '--resamples',
+        type=int,
+        default=1000,
+        help='bootstrap resamples (default: 1000)',
+    )
+    parser.add_argument(
+        '--out', type=Path, help='also write the figures to this JSON file'
+    )
     parser.add_argument('--device', help='e.g. cuda:0 (default: cpu or a GPU)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override entries of the energy config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override entries of the energy config',
+    )
     args = parser.parse_args()
     if bool(args.control) != bool(args.control_config):
         parser.error('--control and --control-config go together')
@@ -83,8 +101,9 @@ def run(model, loader, description):
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - start) / len(samples))
         for sample in samples:
-            results += coco_results(sample.img_id, sample.pred_instances,
-                                    dataset.cat_ids)
+            results += coco_results(
+                sample.img_id, sample.pred_instances, dataset.cat_ids
+            )
     return results, statistics.median(seconds)
 
 
@@ -103,42 +122,56 @@ def evaluate(args):
         seconds.setdefault(stage, []).append(cost)
 
     for checkpoint in args.checkpoints:
-        model = build_model(args.config, checkpoint, args.device,
-                            args.cfg_options)
+        model = build_model(
+            args.config, checkpoint, args.device, args.cfg_options
+        )
         for stage, switches in STAGES.items():
             if switches['energy_nms'] and not model.orders_by_energy:
                 continue
-            model.refinement = dataclasses.replace(model.refinement,
-                                                   **switches)
+            model.refinement = dataclasses.replace(
+                model.refinement, **switches
+            )
             add(stage, model)
         if args.ascents:
-            model.refinement = dataclasses.replace(model.refinement,
-                                                   **STAGES['ascent'])
+            model.refinement = dataclasses.replace(
+                model.refinement, **STAGES['ascent']
+            )
             for name, settings in ASCENTS.items():
                 with changed(model.refiner, settings):
                     add(name, model)
     for checkpoint in args.control:
-        add('control', build_model(args.control_config, checkpoint,
-                                   args.device))
+        add(
+            'control',
+            build_model(args.control_config, checkpoint, args.device),
+        )
     return matched, seconds
 
 
 def table(figures: dict) -> str:
     """The figures in Markdown, per cent: mean and range over the runs."""
-    lines = ['| stage | ' + ' | '.join(METRICS) + ' | s / image |',
-             '|---|' + '---|' * (len(METRICS) + 1)]
+    lines = [
+        '| stage | ' + ' | '.join(METRICS) + ' | s / image |',
+        '|---|' + '---|' * (len(METRICS) + 1),
+    ]
     for stage, entry in figures['stages'].items():
         cells = []
         for metric in METRICS:
             values = [100 * run[metric] for run in entry['runs']]
-            cells.append(f'{np.mean(values):.1f} ({min(values):.1f} to '
-                         f'{max(values):.1f})')
-        lines.append(f'| {stage} | {" | ".join(cells)} | '
-                     f'{np.mean(entry["seconds_per_image"]):.3f} |')
+            cells.append(
+                f'{np.mean(values):.1f} ({min(values):.1f} to '
+                f'{max(values):.1f})'
+            )
+        lines.append(
+            f'| {stage} | {" | ".join(cells)} | '
+            f'{np.mean(entry["seconds_per_image"]):.3f} |'
+        )
     for name, interval in figures['differences'].items():
-        cells = [f'{100 * interval[m]["difference"]:+.1f} '
-                 f'[{100 * interval[m]["low"]:+.1f}, '
-                 f'{100 * interval[m]["high"]:+.1f}]' for m in METRICS]
+        cells = [
+            f'{100 * interval[m]["difference"]:+.1f} '
+            f'[{100 * interval[m]["low"]:+.1f}, '
+            f'{100 * interval[m]["high"]:+.1f}]'
+            for m in METRICS
+        ]
         lines.append(f'| {name} | {" | ".join(cells)} | |')
     return '\n'.join(lines)
 
@@ -146,21 +179,37 @@ def table(figures: dict) -> str:
 def main() -> None:
     args = parse_args()
     matched, seconds = evaluate(args)
-    pairs = [(stage, 'plain') for stage in matched
-             if stage not in ('plain', 'control', *ASCENTS)]
+    pairs = [
+        (stage, 'plain')
+        for stage in matched
+        if stage not in ('plain', 'control', *ASCENTS)
+    ]
     pairs += [('ascent', name) for name in ASCENTS if name in matched]
     if args.control:
-        pairs += [(stage, 'control') for stage in ('both', 'ascent')
-                  if stage in matched]
+        pairs += [
+            (stage, 'control')
+            for stage in ('both', 'ascent')
+            if stage in matched
+        ]
     figures = dict(
-        config=args.config, split=args.split, torch=torch.__version__,
+        config=args.config,
+        split=args.split,
+        torch=torch.__version__,
         threads=torch.get_num_threads(),
-        stages={stage: dict(runs=[r.average_precision() for r in runs],
-                            seconds_per_image=seconds[stage])
-                for stage, runs in matched.items()},
+        stages={
+            stage: dict(
+                runs=[r.average_precision() for r in runs],
+                seconds_per_image=seconds[stage],
+            )
+            for stage, runs in matched.items()
+        },
         differences={
-            f'{a} - {b}': interval for (a, b), interval in
-            bootstrap_differences(matched, pairs, args.resamples).items()})
+            f'{a} - {b}': interval
+            for (a, b), interval in bootstrap_differences(
+                matched, pairs, args.resamples
+            ).items()
+        },
+    )
     print(table(figures))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

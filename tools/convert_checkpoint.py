@@ -21,23 +21,31 @@ from mmengine.registry import init_default_scope
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.maskrcnn_benchmark import Conversion, convert_checkpoint
 
-CONFIG = (Path(__file__).resolve().parent.parent / 'configs/published'
-          / 'faster-rcnn_r50-caffe_fpn_nce-plus_coco.py')
+CONFIG = (
+    Path(__file__).resolve().parent.parent
+    / 'configs/published'
+    / 'faster-rcnn_r50-caffe_fpn_nce-plus_coco.py'
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('checkpoint', help='the published file')
     parser.add_argument('out', help='file to write')
     parser.add_argument(
-        '--config', default=str(CONFIG),
+        '--config',
+        default=str(CONFIG),
         help='config that the weights are for (default: the one in '
-        'configs/published)')
+        'configs/published)',
+    )
     parser.add_argument(
-        '--overwrite', action='store_true',
-        help='replace the file to write if it exists')
+        '--overwrite',
+        action='store_true',
+        help='replace the file to write if it exists',
+    )
     args = parser.parse_args()
     if Path(args.out).exists() and not args.overwrite:
         parser.error(f'{args.out} exists; --overwrite replaces it')
@@ -46,16 +54,24 @@ def parse_args() -> argparse.Namespace:
 
 def report(conversion: Conversion) -> str:
     """What became of each tensor, in lines."""
-    lines = [f'{len(conversion.used)} tensors used, for '
-             f'{len(conversion.state_dict)} of the model']
-    lines += [f'  {count} {change}' for change, count in Counter(
-        conversion.changed.values()).items()]
+    lines = [
+        f'{len(conversion.used)} tensors used, for '
+        f'{len(conversion.state_dict)} of the model'
+    ]
+    lines += [
+        f'  {count} {change}'
+        for change, count in Counter(conversion.changed.values()).items()
+    ]
     lines += [f'{len(conversion.dropped)} entries dropped']
-    lines += [f'  {name}: {reason}'
-              for name, reason in conversion.dropped.items()]
-    lines += ['with its energy model' if conversion.has_energy else
-              'a detector without an energy model: train one from it '
-              '(load_from), or switch the stages of refinement off']
+    lines += [
+        f'  {name}: {reason}' for name, reason in conversion.dropped.items()
+    ]
+    lines += [
+        'with its energy model'
+        if conversion.has_energy
+        else 'a detector without an energy model: train one from it '
+        '(load_from), or switch the stages of refinement off'
+    ]
     return '\n'.join(lines)
 
 

@@ -38,15 +38,26 @@ ENERGY_EPOCHS = 6
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', type=Path,
-                        default=Path('work_dirs/demo'),
-                        help='folder for everything (default: '
-                        'work_dirs/demo)')
-    parser.add_argument('--data-dir', type=Path, default=Path('data/digits'),
-                        help='folder of the digits (default: data/digits)')
-    parser.add_argument('--seed', type=int, default=0,
-                        help='seed of both trainings (default: 0)')
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        help='folder for everything (default: work_dirs/demo)',
+    )
+    parser.add_argument(
+        '--data-dir',
+        type=Path,
+        default=Path('data/digits'),
+        help='folder of the digits (default: data/digits)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='seed of both trainings (default: 0)',
+    )
     return parser.parse_args()
 
 
@@ -54,22 +65,31 @@ def say(text: str) -> None:
     print(f'\n== {text}', flush=True)
 
 
-def evaluate(checkpoint: Path, work_dir: Path, energy_nms: bool,
-             ascent: bool) -> dict[str, float]:
+def evaluate(
+    checkpoint: Path, work_dir: Path, energy_nms: bool, ascent: bool
+) -> dict[str, float]:
     """Metrics on the test split, as fractions."""
     shutil.rmtree(work_dir, ignore_errors=True)
-    run_tool('test', ENERGY_CONFIG, checkpoint, '--work-dir', work_dir,
-             '--cfg-options',
-             f'model.roi_head.refinement.energy_nms={energy_nms}',
-             f'model.roi_head.refinement.ascent={ascent}')
-    written, = work_dir.glob('*/*.json')
+    run_tool(
+        'test',
+        ENERGY_CONFIG,
+        checkpoint,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        f'model.roi_head.refinement.energy_nms={energy_nms}',
+        f'model.roi_head.refinement.ascent={ascent}',
+    )
+    (written,) = work_dir.glob('*/*.json')
     metrics = json.loads(written.read_text())
     return {name: metrics[key] for name, key in METRICS.items()}
 
 
 def table(metrics: dict[str, dict[str, float]]) -> str:
-    lines = ['| stage | ' + ' | '.join(METRICS) + ' |',
-             '|---|' + '---|' * len(METRICS)]
+    lines = [
+        '| stage | ' + ' | '.join(METRICS) + ' |',
+        '|---|' + '---|' * len(METRICS),
+    ]
     for stage, values in metrics.items():
         cells = ' | '.join(f'{100 * values[name]:.1f}' for name in METRICS)
         lines.append(f'| {stage} | {cells} |')
@@ -87,12 +107,22 @@ def main() -> None:
     run_tool('make_digits', data_dir)
     data = (data_dir / 'config.json').read_text()
     say('2/5 The plain detector')
-    plain = train_once(PLAIN_CONFIG, work_dir / 'plain', args.seed,
-                       data=data, max_epochs=PLAIN_EPOCHS)
+    plain = train_once(
+        PLAIN_CONFIG,
+        work_dir / 'plain',
+        args.seed,
+        data=data,
+        max_epochs=PLAIN_EPOCHS,
+    )
     say('3/5 The energy model, detector frozen')
-    energy = train_once(ENERGY_CONFIG, work_dir / 'nce-plus', args.seed,
-                        load_from=plain, data=data,
-                        max_epochs=ENERGY_EPOCHS)
+    energy = train_once(
+        ENERGY_CONFIG,
+        work_dir / 'nce-plus',
+        args.seed,
+        load_from=plain,
+        data=data,
+        max_epochs=ENERGY_EPOCHS,
+    )
     say('4/5 Evaluation on held-out images')
     metrics_file = work_dir / 'metrics.json'
     metrics = {
@@ -106,8 +136,16 @@ def main() -> None:
     held_out = sorted((data_dir / 'images').glob('test_*.png'))
     for path in held_out[:NUM_PICTURES]:
         shutil.copy(path, folder)
-    run_tool('infer', ENERGY_CONFIG, energy, folder, '--out-dir',
-             work_dir / 'inference', '--compare', '--overwrite')
+    run_tool(
+        'infer',
+        ENERGY_CONFIG,
+        energy,
+        folder,
+        '--out-dir',
+        work_dir / 'inference',
+        '--compare',
+        '--overwrite',
+    )
 
     print(f'\n{table(metrics)}\n')
     print(f'metrics:  {metrics_file}')

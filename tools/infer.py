@@ -31,43 +31,74 @@ from mmdet_ebm.apis.checks import exit_with_message
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config file of the energy model')
     parser.add_argument('checkpoint', help='its checkpoint file')
     parser.add_argument(
-        'inputs', nargs='+',
-        help='images, folders, videos and quoted patterns ("data/**/*.png")')
-    parser.add_argument('--out-dir', type=Path, default=Path('outputs'),
-                        help='folder for results (default: outputs)')
-    parser.add_argument('--recursive', action='store_true',
-                        help='look into subfolders')
-    parser.add_argument('--batch-size', type=int, default=1,
-                        help='images at a time, at most; results do not '
-                        'depend on it (default: 1)')
-    parser.add_argument('--pred-score-thr', type=float, default=0.3,
-                        help='draw boxes from this score on; the files hold '
-                        'all (default: 0.3)')
-    parser.add_argument('--compare', action='store_true',
-                        help='draw the boxes before the refinement as well, '
-                        'dashed')
-    parser.add_argument('--uncertainty', action='store_true',
-                        help='tell how sure the boxes are: standard '
-                        'deviations of the sides, in the files and as bands '
-                        'in the pictures (docs/uncertainty.md); for the 30 '
-                        'best boxes of an image, about twice the time')
-    parser.add_argument('--no-save-vis', action='store_true',
-                        help='write no pictures')
-    parser.add_argument('--no-save-pred', action='store_true',
-                        help='write no predictions; the next run cannot '
-                        'continue then')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='drop what an earlier run left in OUT_DIR')
-    parser.add_argument('--device',
-                        help='e.g. cuda:0 or cpu (default: a GPU if any)')
+        'inputs',
+        nargs='+',
+        help='images, folders, videos and quoted patterns ("data/**/*.png")',
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction,
+        '--out-dir',
+        type=Path,
+        default=Path('outputs'),
+        help='folder for results (default: outputs)',
+    )
+    parser.add_argument(
+        '--recursive', action='store_true', help='look into subfolders'
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        help='images at a time, at most; results do not '
+        'depend on it (default: 1)',
+    )
+    parser.add_argument(
+        '--pred-score-thr',
+        type=float,
+        default=0.3,
+        help='draw boxes from this score on; the files hold '
+        'all (default: 0.3)',
+    )
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='draw the boxes before the refinement as well, dashed',
+    )
+    parser.add_argument(
+        '--uncertainty',
+        action='store_true',
+        help='tell how sure the boxes are: standard '
+        'deviations of the sides, in the files and as bands '
+        'in the pictures (docs/uncertainty.md); for the 30 '
+        'best boxes of an image, about twice the time',
+    )
+    parser.add_argument(
+        '--no-save-vis', action='store_true', help='write no pictures'
+    )
+    parser.add_argument(
+        '--no-save-pred',
+        action='store_true',
+        help='write no predictions; the next run cannot continue then',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='drop what an earlier run left in OUT_DIR',
+    )
+    parser.add_argument(
+        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
         help='override config entries, e.g. '
-        'model.roi_head.refinement.ascent=False')
+        'model.roi_head.refinement.ascent=False',
+    )
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
@@ -90,22 +121,28 @@ def main() -> int:
     args = parse_args()
     try:
         with exit_with_message():
-            inferencer = EnergyDetInferencer(args.config, args.checkpoint,
-                                             args.device, options(args))
+            inferencer = EnergyDetInferencer(
+                args.config, args.checkpoint, args.device, options(args)
+            )
             for _ in inferencer.stream(
-                    args.inputs, batch_size=args.batch_size,
-                    no_save_vis=args.no_save_vis,
-                    pred_score_thr=args.pred_score_thr,
-                    no_save_pred=args.no_save_pred, out_dir=args.out_dir,
-                    recursive=args.recursive, compare=args.compare,
-                    overwrite=args.overwrite):
+                args.inputs,
+                batch_size=args.batch_size,
+                no_save_vis=args.no_save_vis,
+                pred_score_thr=args.pred_score_thr,
+                no_save_pred=args.no_save_pred,
+                out_dir=args.out_dir,
+                recursive=args.recursive,
+                compare=args.compare,
+                overwrite=args.overwrite,
+            ):
                 pass
     except KeyboardInterrupt:
         print('interrupted; the same command continues', file=sys.stderr)
         return 130
     summary = inferencer.summary
     (args.out_dir / 'summary.json').write_text(
-        json.dumps(dataclasses.asdict(summary), indent=1))
+        json.dumps(dataclasses.asdict(summary), indent=1)
+    )
     print(f'{summary}\nresults in {args.out_dir}')
     return 3 if summary.skipped else 0
 

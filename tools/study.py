@@ -18,19 +18,27 @@ FASTER = 'faster-rcnn'
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('data', choices=['digits', 'bccd'])
-    parser.add_argument('--detector', default=FASTER,
-                        help='as in configs/digits/DETECTOR_r18-half_*, for '
-                        'example atss or dino (default: faster-rcnn)')
-    parser.add_argument('--work-dir', type=Path,
-                        help='default: work_dirs/study/DATA, with -DETECTOR '
-                        'for others than faster-rcnn')
+    parser.add_argument(
+        '--detector',
+        default=FASTER,
+        help='as in configs/digits/DETECTOR_r18-half_*, for '
+        'example atss or dino (default: faster-rcnn)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='default: work_dirs/study/DATA, with -DETECTOR '
+        'for others than faster-rcnn',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     args = parser.parse_args()
     if not (ROOT / config_of(args.data, args.detector, 'nce-plus_')).exists():
-        parser.error(f'no energy config of {args.detector} in configs/'
-                     f'{args.data}')
+        parser.error(
+            f'no energy config of {args.detector} in configs/{args.data}'
+        )
     return args
 
 
@@ -43,8 +51,9 @@ def train_plain(args: argparse.Namespace, folder: Path, seed: int) -> Path:
     """The plain detector; its backbone may come from Faster R-CNN."""
     config, start = config_of(args.data, args.detector), None
     if Config.fromfile(ROOT / config).get('load_from'):
-        start = train_once(config_of(args.data, FASTER), folder / 'backbone',
-                           seed)
+        start = train_once(
+            config_of(args.data, FASTER), folder / 'backbone', seed
+        )
     return train_once(config, folder / 'plain', seed, start)
 
 
@@ -56,21 +65,31 @@ def main() -> None:
     work_dir = (args.work_dir or Path('work_dirs/study', name)).resolve()
     energy_config, control_config = (
         config_of(args.data, args.detector, kind)
-        for kind in ('nce-plus_', 'control_'))
+        for kind in ('nce-plus_', 'control_')
+    )
     energy, control = [], []
     for seed in args.seeds:
         folder = work_dir / f'seed{seed}'
         plain = train_plain(args, folder, seed)
         energy.append(
-            train_once(energy_config, folder / 'nce-plus', seed, plain))
+            train_once(energy_config, folder / 'nce-plus', seed, plain)
+        )
         if (ROOT / control_config).exists():
             control.append(
-                train_once(control_config, folder / 'control', seed, plain))
+                train_once(control_config, folder / 'control', seed, plain)
+            )
     against = ['--control-config', control_config, '--control', *control]
     for split in ('val', 'test'):
-        run_tool('compare_stages', energy_config, *energy, '--split', split,
-                 '--out', work_dir / f'{split}.json',
-                 *(against if control else []))
+        run_tool(
+            'compare_stages',
+            energy_config,
+            *energy,
+            '--split',
+            split,
+            '--out',
+            work_dir / f'{split}.json',
+            *(against if control else []),
+        )
 
 
 if __name__ == '__main__':

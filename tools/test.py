@@ -24,38 +24,53 @@ from mmdet_ebm.engine import join_processes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='test config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--work-dir',
-        help='folder for logs and metrics (default: the config\'s, else '
-        'work_dirs/<config name>)')
+        help="folder for logs and metrics (default: the config's, else "
+        'work_dirs/<config name>)',
+    )
     parser.add_argument(
-        '--out', help='dump the predictions to this .pkl for offline use')
+        '--out', help='dump the predictions to this .pkl for offline use'
+    )
     parser.add_argument('--show', action='store_true', help='show pictures')
     parser.add_argument(
-        '--show-dir', help='save pictures in work_dir/timestamp/SHOW_DIR')
+        '--show-dir', help='save pictures in work_dir/timestamp/SHOW_DIR'
+    )
     parser.add_argument(
-        '--wait-time', type=float, default=2,
-        help='seconds between shown pictures (default: 2)')
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds between shown pictures (default: 2)',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override config entries, e.g. '
-        'model.roi_head.refinement.ascent=False key="[a,b]"')
+        'model.roi_head.refinement.ascent=False key="[a,b]"',
+    )
     parser.add_argument(
-        '--tta', action='store_true',
-        help='test-time augmentation: plain and mirrored images')
+        '--tta',
+        action='store_true',
+        help='test-time augmentation: plain and mirrored images',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher (default: none)')
+        help='job launcher (default: none)',
+    )
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0,
-        help='set by torch.distributed.launch')
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by torch.distributed.launch',
+    )
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
@@ -90,15 +105,37 @@ def add_flip_tta(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-            'flip', 'flip_direction')
-    pipeline = cfg.get('tta_pipeline', [
-        *dataset.pipeline[:-1],
-        dict(type='TestTimeAug', transforms=[
-            [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)],
-            [dict(type='PackDetInputs', meta_keys=keys)]])])
-    tta_model = cfg.get('tta_model', dict(type='DetTTAModel', tta_cfg=dict(
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    keys = (
+        'img_id',
+        'img_path',
+        'ori_shape',
+        'img_shape',
+        'scale_factor',
+        'flip',
+        'flip_direction',
+    )
+    pipeline = cfg.get(
+        'tta_pipeline',
+        [
+            *dataset.pipeline[:-1],
+            dict(
+                type='TestTimeAug',
+                transforms=[
+                    [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)],
+                    [dict(type='PackDetInputs', meta_keys=keys)],
+                ],
+            ),
+        ],
+    )
+    tta_model = cfg.get(
+        'tta_model',
+        dict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100
+            ),
+        ),
+    )
     dataset.pipeline = pipeline
     cfg.model = dict(tta_model, module=cfg.model)
 
@@ -108,8 +145,9 @@ def build_runner(cfg: Config) -> Runner:
     with checks.exit_with_message():
         checks.require_registered(cfg)
         checks.require_files(cfg, ['test'])
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
-              Runner.from_cfg(cfg))
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    )
     with checks.exit_with_message():
         checks.require_levels(runner.model)
         checks.require_weights(runner.model, cfg.load_from)
@@ -124,7 +162,8 @@ def main() -> None:
     runner = build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out))
+            DumpDetResults(out_file_path=args.out)
+        )
     runner.test()
 
 

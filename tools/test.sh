@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 bash tools/install.sh
 python="${VENV:-.venv}/bin/python"
 printf '\n== Style\n'
-"$python" -m flake8
+"$python" -m ruff check
+"$python" -m ruff format --check
 printf '\n== Tests\n'
 # A process for each core with one thread each: threads that wait for each
 # other on shared cores are far slower.

@@ -13,50 +13,65 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks
-from mmdet_ebm.engine import (join_processes, latest_checkpoint,
-                              make_resumable, use_amp)
+from mmdet_ebm.engine import (
+    join_processes,
+    latest_checkpoint,
+    make_resumable,
+    use_amp,
+)
 from mmdet_ebm.engine.launch import trains_energy_alone
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument('config', help='train config file')
     parser.add_argument(
         '--work-dir',
-        help='folder for logs and checkpoints (default: the config\'s, else '
-        'work_dirs/<config name>)')
+        help="folder for logs and checkpoints (default: the config's, else "
+        'work_dirs/<config name>)',
+    )
     parser.add_argument(
         '--amp',
         action='store_true',
         help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU '
         '(energy models on a frozen detector only). The pooling stays in '
-        'float32')
+        'float32',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the real batch size')
+        help='scale the learning rate with the real batch size',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         help='resume from this checkpoint; without a value, from the latest '
-        'one in the work dir, if there is one')
+        'one in the work dir, if there is one',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override config entries, e.g. randomness.seed=1 '
-        'model.freeze_detector=False key="[a,b]"')
+        'model.freeze_detector=False key="[a,b]"',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0,
-        help='set by torch.distributed.launch')
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by torch.distributed.launch',
+    )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -77,11 +92,13 @@ def build_config(args: argparse.Namespace) -> Config:
         use_amp(cfg)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(
-                cfg.get('auto_scale_lr', {})):
+            cfg.get('auto_scale_lr', {})
+        ):
             raise SystemExit(
                 '--auto-scale-lr needs auto_scale_lr = dict(enable=..., '
                 f'base_batch_size=...) in {args.config}, which has '
-                f'{cfg.get("auto_scale_lr")}')
+                f'{cfg.get("auto_scale_lr")}'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':
         # Nothing to resume yet: start from load_from, which an energy model
@@ -91,13 +108,17 @@ def build_config(args: argparse.Namespace) -> Config:
             cfg.resume, cfg.load_from = True, latest
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
-    if (trains_energy_alone(cfg) and not cfg.get('resume')
-            and not cfg.get('load_from')
-            and not cfg.model.get('detector', {}).get('init_cfg')):
+    if (
+        trains_energy_alone(cfg)
+        and not cfg.get('resume')
+        and not cfg.get('load_from')
+        and not cfg.model.get('detector', {}).get('init_cfg')
+    ):
         raise SystemExit(
             'the detector is frozen and there is no checkpoint to take it '
             'from: set load_from in the config or with --cfg-options '
-            'load_from=CHECKPOINT')
+            'load_from=CHECKPOINT'
+        )
     make_resumable(cfg)
     return cfg
 
@@ -107,14 +128,17 @@ def build_runner(cfg: Config) -> Runner:
     with checks.exit_with_message():
         checks.require_registered(cfg)
         checks.require_files(
-            cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train'])
-    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
-              Runner.from_cfg(cfg))
+            cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train']
+        )
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    )
     with checks.exit_with_message():
         checks.require_levels(runner.model)
         if cfg.get('load_from') and checks.is_frozen(runner.model):
-            checks.require_weights(runner.model, cfg.load_from,
-                                   detector_only=True)
+            checks.require_weights(
+                runner.model, cfg.load_from, detector_only=True
+            )
         checks.require_classes_of_data(runner, 'train')
     return runner
 

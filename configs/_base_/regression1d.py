@@ -9,7 +9,8 @@ training = dict(
     num_epochs=75,
     lr=1e-3,
     width=10,
-    label_noise=0.0)
+    label_noise=0.0,
+)
 # D_KL on a grid of grid_size x grid_size; the num_best models are summed up.
 grid_size = 2048
 num_best = 5

@@ -6,5 +6,9 @@ model = dict(
         refiner=dict(
             head=dict(act_cfg=dict(type='SiLU')),
             loss=dict(
-                _delete_=True, type='DSMLoss', sigma=0.075, num_samples=64),
-            step_length=(2.5e-5, 1e-4))))
+                _delete_=True, type='DSMLoss', sigma=0.075, num_samples=64
+            ),
+            step_length=(2.5e-5, 1e-4),
+        )
+    )
+)

@@ -5,7 +5,12 @@ model = dict(
         refiner=dict(
             type='IoUNetRefiner',
             loss=dict(
-                _delete_=True, type='LocalizationConfidenceLoss',
-                num_samples=64),
+                _delete_=True,
+                type='LocalizationConfidenceLoss',
+                num_samples=64,
+            ),
             num_steps=5,
-            step_length=0.5)))
+            step_length=0.5,
+        )
+    )
+)

@@ -4,4 +4,7 @@ model = dict(
     roi_head=dict(
         refiner=dict(
             loss=dict(_delete_=True, type='MLISLoss', num_samples=64),
-            step_length=(40e-5, 16e-4))))
+            step_length=(40e-5, 16e-4),
+        )
+    )
+)

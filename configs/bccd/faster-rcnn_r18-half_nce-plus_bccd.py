@@ -13,10 +13,14 @@ model = dict(
                 # Half the published widths; chosen on val, one seed.
                 sigmas=(0.0375, 0.075, 0.15),
                 beta=0.1,
-                num_samples=63),
-            step_length=(80e-5, 32e-4)),
+                num_samples=63,
+            ),
+            step_length=(80e-5, 32e-4),
+        ),
         # keep_plain: validation shows AP with and without, and the gain.
-        refinement=dict(energy_nms=True, ascent=True, keep_plain=True)))
+        refinement=dict(energy_nms=True, ascent=True, keep_plain=True),
+    ),
+)
 
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/faster-rcnn_r18-half_bccd/epoch_24.pth'
@@ -24,10 +28,17 @@ max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=0.0))
+    paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=0.0),
+)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0,
-         end=100),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True,
-         convert_to_iter_based=True, eta_min=1e-5),
+    dict(
+        type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=100
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+        eta_min=1e-5,
+    ),
 ]

@@ -6,4 +6,7 @@ model = dict(
             type='IoUNetRefiner',
             loss=dict(_delete_=True, type='LocalizationConfidenceLoss'),
             num_steps=5,
-            step_length=0.5)))
+            step_length=0.5,
+        )
+    )
+)

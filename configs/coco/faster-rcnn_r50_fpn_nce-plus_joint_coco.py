@@ -7,14 +7,24 @@ model = dict(
         init_cfg=dict(
             _delete_=True,
             type='Pretrained',
-            checkpoint='torchvision://resnet50')))
+            checkpoint='torchvision://resnet50',
+        )
+    ),
+)
 load_from = None
 
 train_cfg = dict(max_iters=90000)
 optim_wrapper = dict(optimizer=dict(lr=0.02), paramwise_cfg=None)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0,
-         end=500),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=90000,
-         milestones=[60000, 80000], gamma=0.1),
+    dict(
+        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500
+    ),
+    dict(
+        type='MultiStepLR',
+        by_epoch=False,
+        begin=0,
+        end=90000,
+        milestones=[60000, 80000],
+        gamma=0.1,
+    ),
 ]

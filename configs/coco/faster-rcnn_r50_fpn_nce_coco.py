@@ -4,4 +4,7 @@ model = dict(
     roi_head=dict(
         refiner=dict(
             loss=dict(_delete_=True, type='NCELoss'),
-            step_length=(40e-5, 16e-4))))
+            step_length=(40e-5, 16e-4),
+        )
+    )
+)

@@ -1,15 +1,15 @@
 # NCE+ energy model behind mmdet's frozen Mask R-CNN R50-FPN (box AP 38.2 by mmdet).
 # Data and schedule are those of Faster R-CNN's.
 _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
-from mmengine.hub import get_config  # noqa: E402
+from mmengine.hub import get_config
 
-detector = get_config(
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
+detector = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
 detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner)
+    refiner=_base_.model.roi_head.refiner,
+)
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth'

@@ -1,15 +1,15 @@
 # NCE+ energy model behind mmdet's frozen RetinaNet R50-FPN (AP 36.5 by mmdet).
 # Data and schedule are those of Faster R-CNN's.
 _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
-from mmengine.hub import get_config  # noqa: E402
+from mmengine.hub import get_config
 
-detector = get_config(
-    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
+detector = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
 detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner)
+    refiner=_base_.model.roi_head.refiner,
+)
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth'

@@ -1,15 +1,17 @@
 # NCE+ energy model behind the frozen plain Cascade R-CNN of this folder.
 # Energy model, data and schedule are those of Faster R-CNN's.
 _base_ = './faster-rcnn_r18-half_nce-plus_digits.py'
-from mmengine.config import Config  # noqa: E402
+from mmengine.config import Config
 
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=Config.fromfile(
-        '{{ fileDirname }}/cascade-rcnn_r18-half_digits.py').model,
+        '{{ fileDirname }}/cascade-rcnn_r18-half_digits.py'
+    ).model,
     refiner=_base_.model.roi_head.refiner,
-    refinement=dict(keep_plain=True))  # validation shows the gain
+    refinement=dict(keep_plain=True),
+)  # validation shows the gain
 del Config
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/cascade-rcnn_r18-half_digits/epoch_8.pth'

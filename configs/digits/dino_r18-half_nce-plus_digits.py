@@ -1,16 +1,18 @@
 # NCE+ energy model behind the frozen plain DINO of this folder.
 # Energy model, data and schedule are those of Faster R-CNN's.
 _base_ = './faster-rcnn_r18-half_nce-plus_digits.py'
-from mmengine.config import Config  # noqa: E402
+from mmengine.config import Config
 
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=Config.fromfile(
-        '{{ fileDirname }}/dino_r18-half_digits.py').model,
+        '{{ fileDirname }}/dino_r18-half_digits.py'
+    ).model,
     features='encoder',  # chosen on val, one seed: +0.9 AP instead of 0.0
     refiner=_base_.model.roi_head.refiner,
-    refinement=dict(keep_plain=True))  # validation shows the gain
+    refinement=dict(keep_plain=True),
+)  # validation shows the gain
 del Config
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/dino_r18-half_digits/epoch_12.pth'

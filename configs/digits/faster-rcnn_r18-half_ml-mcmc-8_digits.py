@@ -4,6 +4,13 @@ model = dict(
     roi_head=dict(
         refiner=dict(
             loss=dict(
-                _delete_=True, type='MLMCMCLoss', num_steps=8, step_size=1e-5,
-                num_samples=64),
-            step_length=(2.5e-5, 1e-4))))
+                _delete_=True,
+                type='MLMCMCLoss',
+                num_steps=8,
+                step_size=1e-5,
+                num_samples=64,
+            ),
+            step_length=(2.5e-5, 1e-4),
+        )
+    )
+)

@@ -6,4 +6,7 @@ model = dict(
         refiner=dict(
             head=dict(act_cfg=dict(type='SiLU')),
             loss=dict(_delete_=True, type='SMLoss'),
-            step_length=(2.5e-5, 1e-4))))
+            step_length=(2.5e-5, 1e-4),
+        )
+    )
+)

@@ -14,12 +14,16 @@ model = dict(
             ratios=[1.0],
             octave_base_scale=4,
             scales_per_octave=1,
-            strides=[8, 16, 32]),
+            strides=[8, 16, 32],
+        ),
         loss_cls=dict(
             type='QualityFocalLoss',
             use_sigmoid=True,
             beta=2.0,
-            loss_weight=1.0),
+            loss_weight=1.0,
+        ),
         loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
         reg_max=16,
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0)))
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    ),
+)

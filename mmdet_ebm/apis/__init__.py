@@ -6,7 +6,12 @@ from .model import build_model
 from .results import ImageResult, Summary, to_instances, to_prediction
 
 __all__ = [
-    'EnergyDetInferencer', 'ImageResult', 'Summary', 'build_model',
-    'expand_inputs', 'read_image', 'to_instances',
-    'to_prediction'
+    'EnergyDetInferencer',
+    'ImageResult',
+    'Summary',
+    'build_model',
+    'expand_inputs',
+    'read_image',
+    'to_instances',
+    'to_prediction',
 ]

@@ -6,9 +6,9 @@ Each check raises a ValueError that says what was found and what to do.
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Union
 
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
@@ -30,7 +30,7 @@ def exit_with_message() -> Iterator[None]:
         raise SystemExit(f'error: {error}') from error
 
 
-def load_checkpoint_file(checkpoint: Union[str, Path]) -> dict:
+def load_checkpoint_file(checkpoint: str | Path) -> dict:
     """What a checkpoint file holds, on the CPU.
 
     Raises:
@@ -40,14 +40,17 @@ def load_checkpoint_file(checkpoint: Union[str, Path]) -> dict:
     if '://' not in str(checkpoint) and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint at {checkpoint}')
     try:
-        loaded = CheckpointLoader.load_checkpoint(str(checkpoint),
-                                                  map_location='cpu')
-    except Exception as error:  # noqa: BLE001  torch raises all kinds
-        raise ValueError(f'{checkpoint} cannot be read as a checkpoint: '
-                         f'{error}') from error
+        loaded = CheckpointLoader.load_checkpoint(
+            str(checkpoint), map_location='cpu'
+        )
+    except Exception as error:
+        raise ValueError(
+            f'{checkpoint} cannot be read as a checkpoint: {error}'
+        ) from error
     if not isinstance(loaded, dict):
-        raise ValueError(f'{checkpoint} holds a {type(loaded).__name__}, not '
-                         'a checkpoint')
+        raise ValueError(
+            f'{checkpoint} holds a {type(loaded).__name__}, not a checkpoint'
+        )
     return loaded
 
 
@@ -61,10 +64,11 @@ def require_registered(config: Config) -> None:
             f'no model type {wanted} is known. If it is one of mmdet_ebm, add '
             "custom_imports = dict(imports=['mmdet_ebm.models', "
             "'mmdet_ebm.evaluation']) to the config; if it is your own, "
-            'import its module there')
+            'import its module there'
+        )
 
 
-def find_refiner(model: nn.Module) -> Optional[tuple[str, EnergyRefiner]]:
+def find_refiner(model: nn.Module) -> tuple[str, EnergyRefiner] | None:
     """A model's energy model, and where its parameters lie."""
     for name, module in model.named_modules():
         if isinstance(module, EnergyRefiner):
@@ -74,8 +78,9 @@ def find_refiner(model: nn.Module) -> Optional[tuple[str, EnergyRefiner]]:
 
 def is_frozen(model: nn.Module) -> bool:
     """Whether the energy model trains alone, on a detector that is given."""
-    return any(getattr(module, 'freeze_detector', False)
-               for module in model.modules())
+    return any(
+        getattr(module, 'freeze_detector', False) for module in model.modules()
+    )
 
 
 def require_energy_model(model: nn.Module) -> None:
@@ -85,11 +90,13 @@ def require_energy_model(model: nn.Module) -> None:
             f'the config has no energy model (its {type(model).__name__} has '
             'no EnergyRefiner), so nothing would be refined. Name the config '
             'that the energy model was trained with; docs/'
-            'add_to_your_detector.md shows how to write one')
+            'add_to_your_detector.md shows how to write one'
+        )
 
 
-def require_weights(model: nn.Module, checkpoint: Union[str, Path],
-                    detector_only: bool = False) -> None:
+def require_weights(
+    model: nn.Module, checkpoint: str | Path, detector_only: bool = False
+) -> None:
     """A checkpoint must hold what a model needs, in its shapes.
 
     mmengine merely warns, and leaves what does not fit at random: boxes would
@@ -103,8 +110,10 @@ def require_weights(model: nn.Module, checkpoint: Union[str, Path],
     loaded = load_checkpoint_file(checkpoint)
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    state = {re.sub('^(module[.])+', '', key): value for key, value in
-             loaded.get('state_dict', loaded).items()}
+    state = {
+        re.sub('^(module[.])+', '', key): value
+        for key, value in loaded.get('state_dict', loaded).items()
+    }
     name, refiner = find_refiner(model) or ('', None)
     prefix = f'{name}.' if refiner is not None else None
     energy = prefix and not detector_only and _is_refining(model)
@@ -114,18 +123,23 @@ def require_weights(model: nn.Module, checkpoint: Union[str, Path],
             f'{checkpoint} holds no weights of an energy model (no key with '
             f'"{prefix}"); train one with this config, use the plain '
             "detector's config, or switch all stages of its refinement off "
-            f'(--cfg-options {stages})')
+            f'(--cfg-options {stages})'
+        )
     complaints = [
-        complaint for complaint in _load(model, state)
-        if energy or prefix is None or not complaint.startswith(prefix)]
+        complaint
+        for complaint in _load(model, state)
+        if energy or prefix is None or not complaint.startswith(prefix)
+    ]
     if not complaints:
         return
     _require_classes_of(checkpoint, loaded, model)
     raise ValueError(
         f'{checkpoint} is not of the model of this config: '
         f'{len(complaints)} weights do not fit ('
-        + '; '.join(complaints[:3]) + '). Name the config that it was '
-        'trained with, or the checkpoint of this one')
+        + '; '.join(complaints[:3])
+        + '). Name the config that it was '
+        'trained with, or the checkpoint of this one'
+    )
 
 
 def _load(model: nn.Module, state: dict) -> list[str]:
@@ -137,13 +151,20 @@ def _load(model: nn.Module, state: dict) -> list[str]:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
         shapes = re.findall(
-            r'size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]', str(error))
+            r'size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]', str(error)
+        )
         if not shapes:
             raise
-        return [f'{key} has shape ({found}) in the checkpoint and ({expected})'
-                ' by the config' for key, found, expected in shapes]
-    return [f'{key} is not in the checkpoint' for key in missing
-            if not key.endswith('num_batches_tracked')]
+        return [
+            f'{key} has shape ({found}) in the checkpoint and ({expected})'
+            ' by the config'
+            for key, found, expected in shapes
+        ]
+    return [
+        f'{key} is not in the checkpoint'
+        for key in missing
+        if not key.endswith('num_batches_tracked')
+    ]
 
 
 def _require_classes_of(checkpoint, loaded: dict, model: nn.Module) -> None:
@@ -156,19 +177,21 @@ def _require_classes_of(checkpoint, loaded: dict, model: nn.Module) -> None:
         f'({_listed(classes)}) and the config has num_classes={ours}. Use a '
         f'detector trained for these classes, or set num_classes='
         f'{len(classes)} (model.roi_head.bbox_head.num_classes in a two-stage '
-        'detector) and the classes of the data set (metainfo) accordingly')
+        'detector) and the classes of the data set (metainfo) accordingly'
+    )
 
 
 def dataset_meta(loaded: dict) -> dict:
     """Meta information of the training data in a checkpoint."""
     meta = loaded.get('meta', {})
     if 'dataset_meta' in meta:
-        return {key.lower(): value
-                for key, value in meta['dataset_meta'].items()}
+        return {
+            key.lower(): value for key, value in meta['dataset_meta'].items()
+        }
     return dict(classes=meta['CLASSES']) if 'CLASSES' in meta else {}
 
 
-def number_of_classes(model: nn.Module) -> Optional[int]:
+def number_of_classes(model: nn.Module) -> int | None:
     """Classes that a model tells apart, where it says so.
 
     One that reads the names of its classes takes any number of them.
@@ -180,13 +203,15 @@ def number_of_classes(model: nn.Module) -> Optional[int]:
         return refiner[1].head.num_classes
     for name, module in model.named_modules():
         if 'bbox_head' in name and isinstance(
-                getattr(module, 'num_classes', None), int):
+            getattr(module, 'num_classes', None), int
+        ):
             return module.num_classes
     return None
 
 
-def require_classes(model: nn.Module, classes: Iterable[str],
-                    where: str) -> None:
+def require_classes(
+    model: nn.Module, classes: Iterable[str], where: str
+) -> None:
     """A model and a data set must have the same number of classes."""
     ours, classes = number_of_classes(model), tuple(classes)
     if ours is not None and len(classes) != ours:
@@ -195,7 +220,8 @@ def require_classes(model: nn.Module, classes: Iterable[str],
             f'{len(classes)} classes ({_listed(classes)}). Set num_classes '
             '(model.roi_head.bbox_head.num_classes in a two-stage detector) '
             'and metainfo = dict(classes=(...)) of every dataset to your '
-            'classes')
+            'classes'
+        )
 
 
 def require_classes_of_data(runner: Runner, split: str) -> None:
@@ -208,9 +234,12 @@ def require_classes_of_data(runner: Runner, split: str) -> None:
         runner: With a model and the loop of ``split``.
         split: 'train', 'val' or 'test'.
     """
-    configs = dict(_dataset_configs(
-        runner.cfg[f'{split}_dataloader'].get('dataset'),
-        f'{split}_dataloader.dataset'))
+    configs = dict(
+        _dataset_configs(
+            runner.cfg[f'{split}_dataloader'].get('dataset'),
+            f'{split}_dataloader.dataset',
+        )
+    )
     for where, config in configs.items():
         metainfo = DATASETS.build(dict(config, lazy_init=True)).metainfo
         if 'classes' in metainfo:
@@ -220,9 +249,11 @@ def require_classes_of_data(runner: Runner, split: str) -> None:
     except ValueError:  # of an empty data set, for one thing
         _require_categories(configs)
         raise
-    if any(len(inner.cat_ids) != len(inner.metainfo['classes'])
-           for inner in _datasets(loop.dataloader.dataset)
-           if getattr(inner, 'cat_ids', None) is not None):
+    if any(
+        len(inner.cat_ids) != len(inner.metainfo['classes'])
+        for inner in _datasets(loop.dataloader.dataset)
+        if getattr(inner, 'cat_ids', None) is not None
+    ):
         _require_categories(configs)
 
 
@@ -238,7 +269,8 @@ def _require_categories(dataset_configs: dict[str, dict]) -> None:
             raise ValueError(
                 f'{where} looks for classes that {dataset.ann_file} does not '
                 f'have: {_listed(lacking)}. It has {_listed(found)}; set '
-                'metainfo = dict(classes=(...)) of the dataset to those names')
+                'metainfo = dict(classes=(...)) of the dataset to those names'
+            )
 
 
 def require_files(config: Config, splits: Iterable[str]) -> None:
@@ -248,34 +280,41 @@ def require_files(config: Config, splits: Iterable[str]) -> None:
         config: With ``<split>_dataloader`` and ``<split>_evaluator``.
         splits: Of 'train', 'val' and 'test', those used.
     """
-    hint = ('. Set data_root (and ann_file, data_prefix) in the config or '
-            'with --cfg-options; the shipped configs read the environment '
-            'variables BCCD_ROOT and DIGITS_ROOT, and "python '
-            'tools/make_digits.py data/digits" makes the digits')
+    hint = (
+        '. Set data_root (and ann_file, data_prefix) in the config or '
+        'with --cfg-options; the shipped configs read the environment '
+        'variables BCCD_ROOT and DIGITS_ROOT, and "python '
+        'tools/make_digits.py data/digits" makes the digits'
+    )
     for split in splits:
         loader = config.get(f'{split}_dataloader') or {}
         for where, dataset in _dataset_configs(
-                loader.get('dataset'), f'{split}_dataloader.dataset'):
+            loader.get('dataset'), f'{split}_dataloader.dataset'
+        ):
             root = dataset.get('data_root') or ''
             ann_file = dataset.get('ann_file') or ''
             if _is_missing(root, ann_file):
                 raise ValueError(
                     f'no annotation file {os.path.join(root, ann_file)} '
-                    f'({where}.ann_file){hint}')
-            prefix = (dataset.get('data_prefix') or {})
+                    f'({where}.ann_file){hint}'
+                )
+            prefix = dataset.get('data_prefix') or {}
             images = prefix.get('img', prefix.get('img_path', ''))
             if isinstance(images, str) and _is_missing(root, images):
                 raise ValueError(
                     f'no image folder {os.path.join(root, images)} '
-                    f'({where}.data_prefix){hint}')
+                    f'({where}.data_prefix){hint}'
+                )
         evaluators = config.get(f'{split}_evaluator') or []
         if isinstance(evaluators, dict):
             evaluators = [evaluators]
         for evaluator in evaluators:
             ann_file = evaluator.get('ann_file') or ''
             if _is_missing('', ann_file):
-                raise ValueError(f'no annotation file {ann_file} '
-                                 f'({split}_evaluator.ann_file){hint}')
+                raise ValueError(
+                    f'no annotation file {ann_file} '
+                    f'({split}_evaluator.ann_file){hint}'
+                )
 
 
 def require_levels(model: nn.Module) -> None:
@@ -285,38 +324,53 @@ def require_levels(model: nn.Module) -> None:
         return
     name = f'model.{refiner[0]}.roi_extractor'
     extractor = refiner[1].roi_extractor
-    advice = (f'. Leave {name} out to take it from the detector, or correct '
-              'it')
-    necks = [module for key, module in model.named_modules()
-             if key.split('.')[-1] == 'neck']
+    advice = f'. Leave {name} out to take it from the detector, or correct it'
+    necks = [
+        module
+        for key, module in model.named_modules()
+        if key.split('.')[-1] == 'neck'
+    ]
     channels = getattr(necks[0], 'out_channels', None) if necks else None
     if isinstance(channels, int) and channels != extractor.out_channels:
         raise ValueError(
             f"the detector's feature maps have {channels} channels and "
-            f'{name}.out_channels is {extractor.out_channels}{advice}')
+            f'{name}.out_channels is {extractor.out_channels}{advice}'
+        )
     levels = getattr(necks[0], 'num_outs', None) if necks else None
     if isinstance(levels, int) and levels < extractor.num_inputs:
         raise ValueError(
             f'the detector has {levels} levels and {name}.featmap_strides '
             f'names {extractor.num_inputs}: {extractor.featmap_strides}'
-            f'{advice}')
+            f'{advice}'
+        )
     for module in model.modules():
-        theirs = getattr(getattr(module, 'bbox_roi_extractor', None),
-                         'featmap_strides', None)
+        theirs = getattr(
+            getattr(module, 'bbox_roi_extractor', None),
+            'featmap_strides',
+            None,
+        )
         count = extractor.num_inputs
-        if theirs and tuple(theirs)[:count] != extractor.featmap_strides[
-                :len(theirs)]:
+        if (
+            theirs
+            and tuple(theirs)[:count]
+            != extractor.featmap_strides[: len(theirs)]
+        ):
             raise ValueError(
                 f"the levels of the detector's box head have strides "
                 f'{tuple(theirs)} and {name}.featmap_strides is '
-                f'{extractor.featmap_strides}{advice}')
+                f'{extractor.featmap_strides}{advice}'
+            )
 
 
 def _stages(model: nn.Module) -> dict[str, Refinement]:
     """The stages of refinement, by their place in the model's config."""
-    return {'.'.join(filter(None, ('model', name, 'refinement'))):
-            module.refinement for name, module in model.named_modules()
-            if isinstance(getattr(module, 'refinement', None), Refinement)}
+    return {
+        '.'.join(
+            filter(None, ('model', name, 'refinement'))
+        ): module.refinement
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, 'refinement', None), Refinement)
+    }
 
 
 def _is_refining(model: nn.Module) -> bool:
@@ -325,9 +379,12 @@ def _is_refining(model: nn.Module) -> bool:
 
 
 def _switches(model: nn.Module) -> list[str]:
-    return [f'{place}.{name}' for place, stage in _stages(model).items()
-            for name in ('energy_nms', 'ascent', 'uncertainty')
-            if getattr(stage, name)]
+    return [
+        f'{place}.{name}'
+        for place, stage in _stages(model).items()
+        for name in ('energy_nms', 'ascent', 'uncertainty')
+        if getattr(stage, name)
+    ]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,14 +1,14 @@
 """A page with the pictures of a run, without anything from elsewhere."""
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Iterable
 from urllib.parse import quote
 
 from .inputs import Source
 from .store import ResultStore
 
-_PAGE = '''<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -25,11 +25,15 @@ img, video {{ width: 100%; }}
 <main>
 {figures}
 </main>
-'''
+"""
 
 
-def write_gallery(store: ResultStore, sources: Iterable[Source],
-                  skipped: dict[str, str], legend: str) -> Path:
+def write_gallery(
+    store: ResultStore,
+    sources: Iterable[Source],
+    skipped: dict[str, str],
+    legend: str,
+) -> Path:
     """Write ``index.html`` of the pictures and videos that are there.
 
     Args:
@@ -44,16 +48,26 @@ def write_gallery(store: ResultStore, sources: Iterable[Source],
         if not file.exists():
             continue
         link = quote(file.relative_to(store.folder).as_posix())
-        shown = (f'<video controls src="{link}"></video>' if source.is_video
-                 else f'<a href="{link}"><img loading="lazy" src="{link}"></a>'
-                 )
-        figures.append(f'<figure>{shown}<figcaption>{escape(source.name)}'
-                       '</figcaption></figure>')
-    reasons = ''.join(f'<li>{escape(name)}: {escape(reason)}</li>'
-                      for name, reason in skipped.items())
+        shown = (
+            f'<video controls src="{link}"></video>'
+            if source.is_video
+            else f'<a href="{link}"><img loading="lazy" src="{link}"></a>'
+        )
+        figures.append(
+            f'<figure>{shown}<figcaption>{escape(source.name)}'
+            '</figcaption></figure>'
+        )
+    reasons = ''.join(
+        f'<li>{escape(name)}: {escape(reason)}</li>'
+        for name, reason in skipped.items()
+    )
     page = store.folder / 'index.html'
-    page.write_text(_PAGE.format(
-        title=f'{len(figures)} images and videos', legend=escape(legend),
-        skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
-        figures='\n'.join(figures)))
+    page.write_text(
+        _PAGE.format(
+            title=f'{len(figures)} images and videos',
+            legend=escape(legend),
+            skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
+            figures='\n'.join(figures),
+        )
+    )
     return page

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -17,18 +17,26 @@ from tqdm import tqdm
 from ..version import __version__
 from .checks import require_energy_model
 from .gallery import write_gallery
-from .inputs import (InputsType, Source, UnreadableInput, count_frames,
-                     expand_inputs, read_frames, read_image)
+from .inputs import (
+    InputsType,
+    Source,
+    UnreadableInput,
+    count_frames,
+    expand_inputs,
+    read_frames,
+    read_image,
+)
 from .items import EndOfVideo, Item, batches
 from .model import build_model
 from .pictures import PictureWriter
-from .results import (ImageResult, Summary, to_instances,
-                      to_prediction)
+from .results import ImageResult, Summary, to_instances, to_prediction
 from .store import ResultStore, frame_name
 
 # Images per second also where it takes seconds per image.
-_PROGRESS = ('{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
-             '{rate_noinv_fmt}{postfix}]')
+_PROGRESS = (
+    '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
+    '{rate_noinv_fmt}{postfix}]'
+)
 
 
 class EnergyDetInferencer:
@@ -57,49 +65,68 @@ class EnergyDetInferencer:
         ValueError: If config and checkpoint do not go together.
     """
 
-    def __init__(self,
-                 model: Union[str, Path, Config, None] = None,
-                 weights: Union[str, Path, None] = None,
-                 device: Optional[str] = None,
-                 cfg_options: Optional[dict] = None,
-                 show_progress: bool = True) -> None:
+    def __init__(
+        self,
+        model: str | Path | Config | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        cfg_options: dict | None = None,
+        show_progress: bool = True,
+    ) -> None:
         if weights is None:
-            raise ValueError('weights must name a checkpoint: random ones '
-                             'would detect nothing')
+            raise ValueError(
+                'weights must name a checkpoint: random ones '
+                'would detect nothing'
+            )
         self.model = build_model(model, weights, device, cfg_options)
         require_energy_model(self.model)
         self.classes = tuple(self.model.dataset_meta['classes'])
         self.show_progress = show_progress
         self.summary = Summary()
-        pipeline = [step for step in get_test_pipeline_cfg(self.model.cfg)
-                    if 'LoadAnnotations' not in step['type']]
+        pipeline = [
+            step
+            for step in get_test_pipeline_cfg(self.model.cfg)
+            if 'LoadAnnotations' not in step['type']
+        ]
         self._settings = dict(
-            version=__version__, checkpoint=_digest(weights),
-            classes=self.classes, pipeline=pipeline,
-            model={key: value for key, value in self.model.cfg.model.items()
-                   if key != 'train_cfg'})
+            version=__version__,
+            checkpoint=_digest(weights),
+            classes=self.classes,
+            pipeline=pipeline,
+            model={
+                key: value
+                for key, value in self.model.cfg.model.items()
+                if key != 'train_cfg'
+            },
+        )
         if pipeline[0]['type'].split('.')[-1] != 'LoadImageFromFile':
-            raise ValueError('the test pipeline must begin with '
-                             f'LoadImageFromFile, not {pipeline[0]["type"]}')
+            raise ValueError(
+                'the test pipeline must begin with '
+                f'LoadImageFromFile, not {pipeline[0]["type"]}'
+            )
         # Images are read (and checked) once, for the model and the picture.
-        loader = dict(type='mmdet.LoadImageFromNDArray',
-                      to_float32=pipeline[0].get('to_float32', False))
+        loader = dict(
+            type='mmdet.LoadImageFromNDArray',
+            to_float32=pipeline[0].get('to_float32', False),
+        )
         self._pipeline = Compose([loader, *pipeline[1:]])
         self._num_arrays = 0
 
-    def __call__(self,
-                 inputs: InputsType,
-                 batch_size: int = 1,
-                 return_vis: bool = False,
-                 no_save_vis: bool = False,
-                 pred_score_thr: float = 0.3,
-                 return_datasamples: bool = False,
-                 print_result: bool = False,
-                 no_save_pred: bool = False,
-                 out_dir: Union[str, Path] = '',
-                 recursive: bool = False,
-                 compare: bool = False,
-                 overwrite: bool = False) -> dict:
+    def __call__(
+        self,
+        inputs: InputsType,
+        batch_size: int = 1,
+        return_vis: bool = False,
+        no_save_vis: bool = False,
+        pred_score_thr: float = 0.3,
+        return_datasamples: bool = False,
+        print_result: bool = False,
+        no_save_pred: bool = False,
+        out_dir: str | Path = '',
+        recursive: bool = False,
+        compare: bool = False,
+        overwrite: bool = False,
+    ) -> dict:
         """Predict, and keep all results in memory (:meth:`stream` does not).
 
         Args:
@@ -125,38 +152,50 @@ class EnergyDetInferencer:
         """
         results = []
         for result in self.stream(
-                inputs, batch_size=batch_size, keep_pictures=return_vis,
-                no_save_vis=no_save_vis, pred_score_thr=pred_score_thr,
-                no_save_pred=no_save_pred, out_dir=out_dir,
-                recursive=recursive, compare=compare, overwrite=overwrite):
+            inputs,
+            batch_size=batch_size,
+            keep_pictures=return_vis,
+            no_save_vis=no_save_vis,
+            pred_score_thr=pred_score_thr,
+            no_save_pred=no_save_pred,
+            out_dir=out_dir,
+            recursive=recursive,
+            compare=compare,
+            overwrite=overwrite,
+        ):
             if result.kept and return_datasamples:
                 result.sample = DetDataSample(
-                    pred_instances=to_instances(result.prediction))
+                    pred_instances=to_instances(result.prediction)
+                )
             elif not return_datasamples:
                 result.sample = None  # do not hold the memory
             results.append(result)
         results.sort(key=lambda result: result.index)
-        predictions = [r.sample if return_datasamples else r.prediction
-                       for r in results]
+        predictions = [
+            r.sample if return_datasamples else r.prediction for r in results
+        ]
         if print_result:
             print(predictions)
         return dict(
             predictions=predictions,
             visualization=[r.picture for r in results] if return_vis else [],
             names=[r.name for r in results],
-            skipped=self.summary.skipped)
+            skipped=self.summary.skipped,
+        )
 
-    def stream(self,
-               inputs: InputsType,
-               batch_size: int = 1,
-               keep_pictures: bool = False,
-               no_save_vis: bool = False,
-               pred_score_thr: float = 0.3,
-               no_save_pred: bool = False,
-               out_dir: Union[str, Path] = '',
-               recursive: bool = False,
-               compare: bool = False,
-               overwrite: bool = False) -> Iterator[ImageResult]:
+    def stream(
+        self,
+        inputs: InputsType,
+        batch_size: int = 1,
+        keep_pictures: bool = False,
+        no_save_vis: bool = False,
+        pred_score_thr: float = 0.3,
+        no_save_pred: bool = False,
+        out_dir: str | Path = '',
+        recursive: bool = False,
+        compare: bool = False,
+        overwrite: bool = False,
+    ) -> Iterator[ImageResult]:
         """Yield results as they are ready, not quite in order.
 
         Args:
@@ -190,22 +229,36 @@ class EnergyDetInferencer:
             store = ResultStore(out_dir, self._settings, overwrite)
             store.require_own_names(sources)
         pictures = PictureWriter(
-            None if no_save_vis else store, self.classes, pred_score_thr,
-            compare, always=keep_pictures)
+            None if no_save_vis else store,
+            self.classes,
+            pred_score_thr,
+            compare,
+            always=keep_pictures,
+        )
         done = {}
-        with tqdm(total=sum(map(count_frames, sources)), unit=' images',
-                  bar_format=_PROGRESS, disable=not self.show_progress
-                  ) as progress:
-            for batch in batches(self._items(sources, store, pictures),
-                                 batch_size, self._batch_key):
+        with tqdm(
+            total=sum(map(count_frames, sources)),
+            unit=' images',
+            bar_format=_PROGRESS,
+            disable=not self.show_progress,
+        ) as progress:
+            for batch in batches(
+                self._items(sources, store, pictures),
+                batch_size,
+                self._batch_key,
+            ):
                 if isinstance(batch, EndOfVideo):
                     pictures.close(batch.source)
                     if batch.complete and store is not None:
                         details = dict(num_frames=batch.num_frames)
                         if pictures.store is not None:
                             details['picture'] = pictures.settings
-                        store.finish(batch.source.name, batch.source,
-                                     batch.signature, **details)
+                        store.finish(
+                            batch.source.name,
+                            batch.source,
+                            batch.signature,
+                            **details,
+                        )
                     continue
                 self._predict([item for item in batch if item.data])
                 for item in batch:
@@ -214,22 +267,28 @@ class EnergyDetInferencer:
                     if result.error is None:
                         done[result.index] = result.name
                     progress.update()
-                    progress.set_postfix(skipped=len(self.summary.skipped),
-                                         refresh=False)
+                    progress.set_postfix(
+                        skipped=len(self.summary.skipped), refresh=False
+                    )
                     yield result
         if store is not None and not no_save_pred:
-            store.write_coco((done[index] for index in sorted(done)),
-                             self.classes)
+            store.write_coco(
+                (done[index] for index in sorted(done)), self.classes
+            )
         if pictures.store is not None:
-            write_gallery(store, sources, self.summary.skipped,
-                          pictures.legend)
+            write_gallery(
+                store, sources, self.summary.skipped, pictures.legend
+            )
         self.summary.seconds = time.perf_counter() - start
 
     # ---------------------------------------------------------- in the order
 
-    def _items(self, sources: Sequence[Source], store: Optional[ResultStore],
-               pictures: PictureWriter
-               ) -> Iterator[Union[Item, EndOfVideo]]:
+    def _items(
+        self,
+        sources: Sequence[Source],
+        store: ResultStore | None,
+        pictures: PictureWriter,
+    ) -> Iterator[Item | EndOfVideo]:
         """Read what has to be read, and load what is finished."""
         index = 0
         for source in sources:
@@ -244,9 +303,13 @@ class EnergyDetInferencer:
                     index += 1
                 yield item
 
-    def _image_items(self, source: Source, signature: str,
-                     store: Optional[ResultStore],
-                     pictures: PictureWriter) -> Iterator[Item]:
+    def _image_items(
+        self,
+        source: Source,
+        signature: str,
+        store: ResultStore | None,
+        pictures: PictureWriter,
+    ) -> Iterator[Item]:
         item = Item(ImageResult(source.name), source, signature)
         if store is not None:
             item.result.keep(store.finished(source.name, signature))
@@ -257,13 +320,18 @@ class EnergyDetInferencer:
                 item.result.error = str(error)
         yield item
 
-    def _video_items(self, source: Source, signature: str,
-                     store: Optional[ResultStore], pictures: PictureWriter
-                     ) -> Iterator[Union[Item, EndOfVideo]]:
+    def _video_items(
+        self,
+        source: Source,
+        signature: str,
+        store: ResultStore | None,
+        pictures: PictureWriter,
+    ) -> Iterator[Item | EndOfVideo]:
 
         def frame_item(number: int) -> Item:
-            item = Item(ImageResult(frame_name(source.name, number)), source,
-                        signature)
+            item = Item(
+                ImageResult(frame_name(source.name, number)), source, signature
+            )
             if store is not None:
                 item.result.keep(store.finished(item.result.name, signature))
             return item
@@ -282,8 +350,9 @@ class EnergyDetInferencer:
                 yield item
         except UnreadableInput as error:
             complete = False
-            yield Item(ImageResult(source.name, error=str(error)), source,
-                       signature)
+            yield Item(
+                ImageResult(source.name, error=str(error)), source, signature
+            )
         yield EndOfVideo(source, signature, number, complete)
 
     def _prepare(self, item: Item, image: np.ndarray) -> None:
@@ -293,12 +362,14 @@ class EnergyDetInferencer:
             return
         try:
             item.data = self._pipeline(
-                dict(img=image, img_id=0, img_path=item.source.path))
-        except Exception as error:  # noqa: BLE001  one bad image is not all
+                dict(img=image, img_id=0, img_path=item.source.path)
+            )
+        except Exception as error:
             reason = ' '.join(str(error).split())
             item.result.error = (
                 f'the test pipeline failed on its {image.shape[1]} x '
-                f'{image.shape[0]} pixels: {type(error).__name__}: {reason}')
+                f'{image.shape[0]} pixels: {type(error).__name__}: {reason}'
+            )
 
     def _batch_key(self, item: Item) -> object:
         """Items of one key may share a batch, and stay in order.
@@ -311,17 +382,22 @@ class EnergyDetInferencer:
         if item.data is None:
             return None
         divisor = getattr(self.model.data_preprocessor, 'pad_size_divisor', 1)
-        return tuple(math.ceil(side / divisor)
-                     for side in item.data['inputs'].shape[-2:])
+        return tuple(
+            math.ceil(side / divisor)
+            for side in item.data['inputs'].shape[-2:]
+        )
 
     @torch.no_grad()
     def _predict(self, items: Sequence[Item]) -> None:
         if not items:
             return
         try:
-            samples = self.model.test_step(dict(
-                inputs=[item.data['inputs'] for item in items],
-                data_samples=[item.data['data_samples'] for item in items]))
+            samples = self.model.test_step(
+                dict(
+                    inputs=[item.data['inputs'] for item in items],
+                    data_samples=[item.data['data_samples'] for item in items],
+                )
+            )
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -337,10 +413,16 @@ class EnergyDetInferencer:
             height, width = items[0].data['inputs'].shape[-2:]
             items[0].result.error = (
                 f'out of memory at {width} x {height} network-input pixels; '
-                'make the Resize of the test pipeline smaller')
+                'make the Resize of the test pipeline smaller'
+            )
 
-    def _finish(self, item: Item, store: Optional[ResultStore],
-                pictures: PictureWriter, no_save_pred: bool) -> ImageResult:
+    def _finish(
+        self,
+        item: Item,
+        store: ResultStore | None,
+        pictures: PictureWriter,
+        no_save_pred: bool,
+    ) -> ImageResult:
         """Save, draw and note what an item has become."""
         result, source = item.result, item.source
         if result.error is not None:
@@ -365,7 +447,7 @@ class EnergyDetInferencer:
         return result
 
 
-def _digest(weights: Union[str, Path]) -> str:
+def _digest(weights: str | Path) -> str:
     if '://' in str(weights):
         return str(weights)
     return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
@@ -373,4 +455,5 @@ def _digest(weights: Union[str, Path]) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        'not enough memory' in str(error) or "can't allocate" in str(error))
+        'not enough memory' in str(error) or "can't allocate" in str(error)
+    )

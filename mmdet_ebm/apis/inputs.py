@@ -5,24 +5,42 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
 
 import cv2
 import numpy as np
 from PIL import Image
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp',
-                  '.ppm', '.pgm')
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg',
-                  '.mpeg', '.wmv')
+IMAGE_SUFFIXES = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.ppm',
+    '.pgm',
+)
+VIDEO_SUFFIXES = (
+    '.mp4',
+    '.avi',
+    '.mov',
+    '.mkv',
+    '.webm',
+    '.m4v',
+    '.mpg',
+    '.mpeg',
+    '.wmv',
+)
 # An image of more pixels is named and skipped: it would take over 400 MB
 # decoded, and several times that on its way through a pipeline.
 MAX_PIXELS = 2**27
 
-InputType = Union[str, Path, np.ndarray]
-InputsType = Union[InputType, Sequence[InputType]]
+InputType = str | Path | np.ndarray
+InputsType = InputType | Sequence[InputType]
 
 
 class UnreadableInput(ValueError):
@@ -38,18 +56,22 @@ class Source:
             inputs have in common, suffix included, so that no two meet.
         content: Path, or the image itself.
     """
+
     name: str
-    content: Union[Path, np.ndarray]
+    content: Path | np.ndarray
 
     @property
-    def path(self) -> Optional[str]:
-        return None if isinstance(self.content,
-                                  np.ndarray) else str(self.content)
+    def path(self) -> str | None:
+        return (
+            None if isinstance(self.content, np.ndarray) else str(self.content)
+        )
 
     @property
     def is_video(self) -> bool:
-        return (isinstance(self.content, Path)
-                and self.content.suffix.lower() in VIDEO_SUFFIXES)
+        return (
+            isinstance(self.content, Path)
+            and self.content.suffix.lower() in VIDEO_SUFFIXES
+        )
 
     def signature(self) -> str:
         """What changes when the content does."""
@@ -64,10 +86,12 @@ class Source:
         return f'{status.st_size} {status.st_mtime_ns}'
 
 
-def expand_inputs(inputs: InputsType,
-                  recursive: bool = False,
-                  first_array: int = 0,
-                  exclude: Union[str, Path] = '') -> list[Source]:
+def expand_inputs(
+    inputs: InputsType,
+    recursive: bool = False,
+    first_array: int = 0,
+    exclude: str | Path = '',
+) -> list[Source]:
     """The images and videos that inputs stand for, each with a name.
 
     A folder stands for the images and videos in it, in the order of their
@@ -98,8 +122,10 @@ def expand_inputs(inputs: InputsType,
             roots.append(root)
             contents += found
         else:
-            raise TypeError('inputs must be paths, patterns or image arrays '
-                            f'(H, W, 3), got {type(entry).__name__}')
+            raise TypeError(
+                'inputs must be paths, patterns or image arrays '
+                f'(H, W, 3), got {type(entry).__name__}'
+            )
     common = os.path.commonpath(roots) if roots else ''
     sources, seen = [], set()
     for content in contents:
@@ -115,30 +141,36 @@ def expand_inputs(inputs: InputsType,
     return sources
 
 
-def _files(entry: Union[str, Path], recursive: bool,
-           exclude: Union[str, Path]) -> tuple[Path, list[Path]]:
+def _files(
+    entry: str | Path, recursive: bool, exclude: str | Path
+) -> tuple[Path, list[Path]]:
     """The folder that names are counted from, and the files below it."""
     path = Path(os.path.abspath(entry))
     excluded = Path(os.path.abspath(exclude)) if exclude else None
     if path.is_dir():
         # Dangling links are kept, to be reported by name.
         found = sorted(
-            file for file in path.glob('**/*' if recursive else '*')
+            file
+            for file in path.glob('**/*' if recursive else '*')
             if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-            and excluded not in file.parents and not file.is_dir())
+            and excluded not in file.parents
+            and not file.is_dir()
+        )
         if not found:
             raise FileNotFoundError(
                 f'no image or video in the folder {entry} (looked for '
                 f'{", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}'
-                f'{"" if recursive else "; not in its subfolders"})')
+                f'{"" if recursive else "; not in its subfolders"})'
+            )
         return path, found
     if path.exists() or path.is_symlink():
         return path.parent, [path]
     if glob.has_magic(str(entry)):
         found = [
-            file for file in map(Path, sorted(glob.glob(str(path),
-                                                        recursive=True)))
-            if excluded not in file.parents and not file.is_dir()]
+            file
+            for file in map(Path, sorted(glob.glob(str(path), recursive=True)))
+            if excluded not in file.parents and not file.is_dir()
+        ]
         if not found:
             raise FileNotFoundError(f'no file matches {entry}')
         fixed = path.parent
@@ -148,7 +180,7 @@ def _files(entry: Union[str, Path], recursive: bool,
     raise FileNotFoundError(f'no file or folder {entry}')
 
 
-def read_image(content: Union[Path, np.ndarray]) -> np.ndarray:
+def read_image(content: Path | np.ndarray) -> np.ndarray:
     """An image as mmdet's loaders give it: (H, W, 3) uint8, BGR.
 
     Files are decoded by OpenCV, as in training: turned as their EXIF says,
@@ -172,8 +204,9 @@ def read_image(content: Union[Path, np.ndarray]) -> np.ndarray:
         raise UnreadableInput(complaint)
     try:
         with _quiet_opencv():
-            image = cv2.imdecode(np.frombuffer(data, np.uint8),
-                                 cv2.IMREAD_COLOR)
+            image = cv2.imdecode(
+                np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR
+            )
     except cv2.error as error:
         raise UnreadableInput(f'OpenCV cannot decode it: {error}') from error
     if image is None:
@@ -203,7 +236,8 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
     if count < 0.9 * promised or count == 0:
         raise UnreadableInput(
             f'{count} of {promised} frames could be read; the video is '
-            'truncated or damaged')
+            'truncated or damaged'
+        )
 
 
 def frame_rate(path: Path) -> float:
@@ -227,8 +261,10 @@ def _open_video(path: Path) -> tuple[cv2.VideoCapture, int]:
         capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise UnreadableInput(
-            'not a video that OpenCV can open' if path.exists() else
-            'cannot be opened: no such file')
+            'not a video that OpenCV can open'
+            if path.exists()
+            else 'cannot be opened: no such file'
+        )
     return capture, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
@@ -237,18 +273,23 @@ def _three_channels(array: np.ndarray) -> np.ndarray:
         array = (array >> 8).astype(np.uint8)
     if array.ndim == 2:
         array = array[..., None]
-    if (array.dtype != np.uint8 or array.ndim != 3
-            or array.shape[2] not in (1, 3, 4) or 0 in array.shape):
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 3
+        or array.shape[2] not in (1, 3, 4)
+        or 0 in array.shape
+    ):
         raise UnreadableInput(
             'an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of '
             f'uint8 or uint16 and not empty; got {array.shape} of '
-            f'{array.dtype}')
+            f'{array.dtype}'
+        )
     if array.shape[2] == 1:
         array = array.repeat(3, axis=2)
     return np.ascontiguousarray(array[..., :3])
 
 
-def _complaint(data: bytes) -> Optional[str]:
+def _complaint(data: bytes) -> str | None:
     """Why image data should not be decoded.
 
     OpenCV 4 fills what is missing of a truncated JPEG with grey and says
@@ -263,9 +304,11 @@ def _complaint(data: bytes) -> Optional[str]:
                 image.draft(None, (1, 1))
                 image.load()
         except Image.DecompressionBombError:
-            return (f'it has over {MAX_PIXELS} pixels, too many to decode; '
-                    'cut it into tiles')
-        except Exception as error:  # noqa: BLE001  Pillow raises all kinds
+            return (
+                f'it has over {MAX_PIXELS} pixels, too many to decode; '
+                'cut it into tiles'
+            )
+        except Exception as error:
             # What Pillow merely does not know, OpenCV may.
             if 'truncated' in str(error):
                 return str(error)

@@ -1,7 +1,7 @@
 """Images on their way through the model, in batches."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Optional, Union
 
 import numpy as np
 
@@ -15,25 +15,29 @@ MAX_BYTES = 2**28
 @dataclass
 class Item:
     """An image on its way through the model."""
+
     result: ImageResult
     source: Source
     signature: str
-    image: Optional[np.ndarray] = None  # (H, W, 3), BGR
-    data: Optional[dict] = None  # for the model, if it is to see the image
+    image: np.ndarray | None = None  # (H, W, 3), BGR
+    data: dict | None = None  # for the model, if it is to see the image
 
 
 @dataclass
 class EndOfVideo:
     """All frames of a video have been given out, as far as there are any."""
+
     source: Source
     signature: str
     num_frames: int
     complete: bool
 
 
-def batches(items: Iterable[Union[Item, EndOfVideo]], batch_size: int,
-            key: Callable[[Item], object]
-            ) -> Iterator[Union[list[Item], EndOfVideo]]:
+def batches(
+    items: Iterable[Item | EndOfVideo],
+    batch_size: int,
+    key: Callable[[Item], object],
+) -> Iterator[list[Item] | EndOfVideo]:
     """Group items by key, a few waiting at a time.
 
     All that waits is given out before the end of a video.
@@ -56,5 +60,8 @@ def batches(items: Iterable[Union[Item, EndOfVideo]], batch_size: int,
 
 def _is_crowded(groups: Iterable[list[Item]], batch_size: int) -> bool:
     images = [item.image for group in groups for item in group]
-    return (len(images) >= 4 * batch_size or sum(
-        image.nbytes for image in images if image is not None) > MAX_BYTES)
+    return (
+        len(images) >= 4 * batch_size
+        or sum(image.nbytes for image in images if image is not None)
+        > MAX_BYTES
+    )

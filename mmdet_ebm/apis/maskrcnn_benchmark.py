@@ -6,9 +6,9 @@ under it. A converted model computes the same (docs/published_weights.md).
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Union
 
 import torch
 from mmdet.datasets import CocoDataset
@@ -17,15 +17,19 @@ from torch import Tensor, nn
 from .checks import load_checkpoint_file
 
 # What names begin with, there and here.
+ENERGY = 'roi_head.refiner.'
 RENAMED = {
     'backbone.body.stem.conv1.': 'backbone.conv1.',
     'backbone.body.stem.bn1.': 'backbone.bn1.',
-    **{f'backbone.body.layer{i}.': f'backbone.layer{i}.'
-       for i in range(1, 5)},
-    **{f'backbone.fpn.fpn_inner{i}.': f'neck.lateral_convs.{i - 1}.conv.'
-       for i in range(1, 5)},
-    **{f'backbone.fpn.fpn_layer{i}.': f'neck.fpn_convs.{i - 1}.conv.'
-       for i in range(1, 5)},
+    **{f'backbone.body.layer{i}.': f'backbone.layer{i}.' for i in range(1, 5)},
+    **{
+        f'backbone.fpn.fpn_inner{i}.': f'neck.lateral_convs.{i - 1}.conv.'
+        for i in range(1, 5)
+    },
+    **{
+        f'backbone.fpn.fpn_layer{i}.': f'neck.fpn_convs.{i - 1}.conv.'
+        for i in range(1, 5)
+    },
     'rpn.head.conv.': 'rpn_head.rpn_conv.',
     'rpn.head.cls_logits.': 'rpn_head.rpn_cls.',
     'rpn.head.bbox_pred.': 'rpn_head.rpn_reg.',
@@ -33,13 +37,10 @@ RENAMED = {
     'roi_heads.box.feature_extractor.fc7.': 'roi_head.bbox_head.shared_fcs.1.',
     'roi_heads.box.predictor.cls_score.': 'roi_head.bbox_head.fc_cls.',
     'roi_heads.box.predictor.bbox_pred.': 'roi_head.bbox_head.fc_reg.',
-    'roi_heads.iou.feature_extractor.fc6.':
-    'roi_head.refiner.head.shared_fcs.0.',
-    'roi_heads.iou.feature_extractor.fc7.':
-    'roi_head.refiner.head.shared_fcs.2.',
-    'roi_heads.iou.predictor.iou_pred.': 'roi_head.refiner.head.fc_logdensity.'
+    'roi_heads.iou.feature_extractor.fc6.': ENERGY + 'head.shared_fcs.0.',
+    'roi_heads.iou.feature_extractor.fc7.': ENERGY + 'head.shared_fcs.2.',
+    'roi_heads.iou.predictor.iou_pred.': ENERGY + 'head.fc_logdensity.',
 }
-ENERGY = 'roi_head.refiner.'
 ANCHORS = 'rpn.anchor_generator.cell_anchors.'
 
 
@@ -53,6 +54,7 @@ class Conversion:
         changed: What was changed in tensors, by old name.
         dropped: Why tensors were left out, by old name.
     """
+
     state_dict: dict[str, Tensor]
     used: dict[str, str]
     changed: dict[str, str]
@@ -64,8 +66,9 @@ class Conversion:
         return any(key.startswith(ENERGY) for key in self.state_dict)
 
 
-def convert_state_dict(source: Mapping[str, Tensor],
-                       model: nn.Module) -> Conversion:
+def convert_state_dict(
+    source: Mapping[str, Tensor], model: nn.Module
+) -> Conversion:
     """Rename and rearrange all weights for a model, or refuse.
 
     Classes: background is first there. In mmdet it is last among the scores
@@ -92,19 +95,28 @@ def convert_state_dict(source: Mapping[str, Tensor],
         elif prefix is None:
             unknown.append(key)
         else:
-            used[key] = RENAMED[prefix] + key[len(prefix):]
-    expected = {key: value for key, value in model.state_dict().items()
-                if not key.endswith('num_batches_tracked')}
+            used[key] = RENAMED[prefix] + key[len(prefix) :]
+    expected = {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.endswith('num_batches_tracked')
+    }
     if not any(key.startswith(ENERGY) for key in used.values()):
-        expected = {key: value for key, value in expected.items()
-                    if not key.startswith(ENERGY)}
+        expected = {
+            key: value
+            for key, value in expected.items()
+            if not key.startswith(ENERGY)
+        }
     came_from = {new: old for old, new in used.items()}
     missing = [_old_name(key) for key in expected if key not in came_from]
     unknown += [old for old, new in used.items() if new not in expected]
     if missing or unknown:
-        raise ValueError('; '.join(
-            [_listed('there is no', missing)] * bool(missing) +
-            [_listed('there is no place for', unknown)] * bool(unknown)))
+        raise ValueError(
+            '; '.join(
+                [_listed('there is no', missing)] * bool(missing)
+                + [_listed('there is no place for', unknown)] * bool(unknown)
+            )
+        )
     not_finite = [key for key in used if not source[key].isfinite().all()]
     if not_finite:
         raise ValueError(_listed('not finite:', not_finite))
@@ -118,32 +130,42 @@ def convert_state_dict(source: Mapping[str, Tensor],
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             variance = state[f'{name}.running_var']
             if not (variance > 0).all():
-                raise ValueError(f'{came_from[name + ".running_var"]} is not '
-                                 'positive')
+                raise ValueError(
+                    f'{came_from[name + ".running_var"]} is not positive'
+                )
             scale = (1 + module.eps / variance.double()).sqrt()
             weight = f'{name}.weight'
             state[weight] = (state[weight] * scale).float()
             changed[came_from[weight]] = (
-                "times sqrt(1 + eps / variance), as mmdet's norm has an eps")
+                "times sqrt(1 + eps / variance), as mmdet's norm has an eps"
+            )
             state[f'{name}.num_batches_tracked'] = torch.tensor(0)
     first = f'{ENERGY}head.shared_fcs.0.weight'
-    if first in state and state[first].shape == expected[first].flatten(
-            1).shape:
+    if (
+        first in state
+        and state[first].shape == expected[first].flatten(1).shape
+    ):
         state[first] = state[first].view_as(expected[first])
-    misshapen = [f'{came_from[new]} as {tuple(state[new].shape)} for '
-                 f'{new} of {tuple(value.shape)}'
-                 for new, value in expected.items()
-                 if state[new].shape != value.shape]
+    misshapen = [
+        f'{came_from[new]} as {tuple(state[new].shape)} for '
+        f'{new} of {tuple(value.shape)}'
+        for new, value in expected.items()
+        if state[new].shape != value.shape
+    ]
     if misshapen:
         raise ValueError(_listed('of another shape:', misshapen))
     _check_anchors({key: source[key] for key in anchors}, model)
     return Conversion(
-        state, used, changed,
-        {key: 'computed; equal to those of the config' for key in anchors})
+        state,
+        used,
+        changed,
+        dict.fromkeys(anchors, 'computed; equal to those of the config'),
+    )
 
 
-def convert_checkpoint(path: Union[str, Path], out: Union[str, Path],
-                       model: nn.Module) -> Conversion:
+def convert_checkpoint(
+    path: str | Path, out: str | Path, model: nn.Module
+) -> Conversion:
     """Convert a file. Nothing is written unless all of it fits.
 
     Args:
@@ -157,29 +179,44 @@ def convert_checkpoint(path: Union[str, Path], out: Union[str, Path],
         ValueError: If it is no such checkpoint, or not a whole one.
     """
     loaded = load_checkpoint_file(path)
-    others = {key: 'state of the old training'
-              for key in loaded if key != 'model'} if 'model' in loaded else {}
+    others = (
+        {key: 'state of the old training' for key in loaded if key != 'model'}
+        if 'model' in loaded
+        else {}
+    )
     try:
         conversion = convert_state_dict(loaded.get('model', loaded), model)
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f'{path} is not a Faster R-CNN with FPN of maskrcnn-benchmark '
-            f'that fits the config: {error}') from error
-    missing, unexpected = model.load_state_dict(conversion.state_dict,
-                                                strict=conversion.has_energy)
+            f'that fits the config: {error}'
+        ) from error
+    missing, unexpected = model.load_state_dict(
+        conversion.state_dict, strict=conversion.has_energy
+    )
     assert not unexpected and all(key.startswith(ENERGY) for key in missing)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     aside = Path(out).with_name(f'{Path(out).name}.{os.getpid()}.partial')
     try:
         torch.save(
-            dict(state_dict=conversion.state_dict,
-                 meta=dict(converted_from=Path(path).name,
-                           dataset_meta=_classes(model))), aside)
+            dict(
+                state_dict=conversion.state_dict,
+                meta=dict(
+                    converted_from=Path(path).name,
+                    dataset_meta=_classes(model),
+                ),
+            ),
+            aside,
+        )
         os.replace(aside, out)
     finally:
         aside.unlink(missing_ok=True)
-    return Conversion(conversion.state_dict, conversion.used,
-                      conversion.changed, {**conversion.dropped, **others})
+    return Conversion(
+        conversion.state_dict,
+        conversion.used,
+        conversion.changed,
+        {**conversion.dropped, **others},
+    )
 
 
 def _rearranged(name: str, value: Tensor) -> tuple[Tensor, str]:
@@ -195,29 +232,36 @@ def _rearranged(name: str, value: Tensor) -> tuple[Tensor, str]:
 
 def _check_anchors(anchors: dict[str, Tensor], model: nn.Module) -> None:
     for key, value in anchors.items():
-        level = int(key[len(ANCHORS):])
+        level = int(key[len(ANCHORS) :])
         ours = model.rpn_head.prior_generator.base_anchors
-        if level >= len(ours) or value.shape != ours[level].shape or not (
-                torch.allclose(value.float(), ours[level])):
+        if (
+            level >= len(ours)
+            or value.shape != ours[level].shape
+            or not (torch.allclose(value.float(), ours[level]))
+        ):
             raise ValueError(
                 f'{key} has the anchors {value.tolist()}, the config '
-                f'{ours[level].tolist() if level < len(ours) else "none"}')
+                f'{ours[level].tolist() if level < len(ours) else "none"}'
+            )
 
 
 def _classes(model: nn.Module) -> dict:
     classes = CocoDataset.METAINFO['classes']
-    return dict(classes=classes) if len(
-        classes) == model.roi_head.bbox_head.num_classes else {}
+    return (
+        dict(classes=classes)
+        if len(classes) == model.roi_head.bbox_head.num_classes
+        else {}
+    )
 
 
 def _bare(key: str) -> str:
-    return key[len('module.'):] if key.startswith('module.') else key
+    return key[len('module.') :] if key.startswith('module.') else key
 
 
 def _old_name(key: str) -> str:
     for old, new in RENAMED.items():
         if key.startswith(new):
-            return old + key[len(new):]
+            return old + key[len(new) :]
     return key
 
 

@@ -1,7 +1,6 @@
 """A detector with its weights, refused where results would be nonsense."""
 
 from pathlib import Path
-from typing import Optional, Union
 
 import torch
 from mmdet.apis import init_detector
@@ -9,14 +8,22 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
-from .checks import (dataset_meta, load_checkpoint_file, require_classes,
-                     require_levels, require_registered, require_weights)
+from .checks import (
+    dataset_meta,
+    load_checkpoint_file,
+    require_classes,
+    require_levels,
+    require_registered,
+    require_weights,
+)
 
 
-def build_model(config: Union[str, Path, Config, None],
-                checkpoint: Union[str, Path],
-                device: Optional[str] = None,
-                cfg_options: Optional[dict] = None) -> nn.Module:
+def build_model(
+    config: str | Path | Config | None,
+    checkpoint: str | Path,
+    device: str | None = None,
+    cfg_options: dict | None = None,
+) -> nn.Module:
     """A detector in eval mode with its weights, on a device.
 
     Args:
@@ -34,8 +41,9 @@ def build_model(config: Union[str, Path, Config, None],
     loaded = load_checkpoint_file(checkpoint)
     if config is None:
         if 'cfg' not in loaded.get('meta', {}):
-            raise ValueError(f'{checkpoint} does not hold its config; name '
-                             'the config file')
+            raise ValueError(
+                f'{checkpoint} does not hold its config; name the config file'
+            )
         config = Config.fromstring(loaded['meta']['cfg'], '.py')
     elif isinstance(config, (str, Path)):
         config = Config.fromfile(config)
@@ -49,8 +57,9 @@ def build_model(config: Union[str, Path, Config, None],
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'cannot compute on {device}: {reason}') from error
-    model = init_detector(config, str(checkpoint), device=device,
-                          cfg_options={})
+    model = init_detector(
+        config, str(checkpoint), device=device, cfg_options={}
+    )
     require_levels(model)
     require_weights(model, checkpoint)
     if 'classes' in dataset_meta(loaded):
@@ -59,7 +68,8 @@ def build_model(config: Union[str, Path, Config, None],
         dataset = dict(config.test_dataloader.dataset, lazy_init=True)
         model.dataset_meta = dict(
             model.dataset_meta,
-            classes=DATASETS.build(dataset).metainfo['classes'])
+            classes=DATASETS.build(dataset).metainfo['classes'],
+        )
         where = 'test_dataloader.dataset'
     require_classes(model, model.dataset_meta['classes'], where)
     return model

@@ -1,8 +1,8 @@
 """Pictures of a run, and the videos that frames become again."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import cv2
 import mmcv
@@ -25,8 +25,14 @@ class PictureWriter:
         always: Draw whatever is there.
     """
 
-    def __init__(self, store: Optional[ResultStore], classes: Sequence[str],
-                 score_thr: float, compare: bool, always: bool) -> None:
+    def __init__(
+        self,
+        store: ResultStore | None,
+        classes: Sequence[str],
+        score_thr: float,
+        compare: bool,
+        always: bool,
+    ) -> None:
         self.store = store
         self.classes = classes
         self.score_thr = score_thr
@@ -45,8 +51,10 @@ class PictureWriter:
     @property
     def legend(self) -> str:
         before = ', before it dashed' if self.compare else ''
-        return (f'Boxes after refinement solid{before}; class scores from '
-                f'{self.score_thr:g} on.')
+        return (
+            f'Boxes after refinement solid{before}; class scores from '
+            f'{self.score_thr:g} on.'
+        )
 
     def needs(self, source: Source) -> bool:
         """Whether a source must be read for its picture."""
@@ -56,23 +64,35 @@ class PictureWriter:
         drawn = self.store.details(source.name).get('picture')
         return drawn != self.settings or not file.exists()
 
-    def draw(self, source: Source, image: np.ndarray,
-             prediction: dict) -> np.ndarray:
+    def draw(
+        self, source: Source, image: np.ndarray, prediction: dict
+    ) -> np.ndarray:
         """Picture (H', W', 3), RGB, of an image, BGR; written as asked."""
         # Masks of the others need not be decoded.
-        rows = [row for row, score in enumerate(prediction['scores'])
-                if score >= self.score_thr]
-        shown = {name: [values[row] for row in rows]
-                 for name, values in prediction.items()}
+        rows = [
+            row
+            for row, score in enumerate(prediction['scores'])
+            if score >= self.score_thr
+        ]
+        shown = {
+            name: [values[row] for row in rows]
+            for name, values in prediction.items()
+        }
         picture = draw_refinement(
-            np.ascontiguousarray(image[..., ::-1]), to_instances(shown),
-            self.classes, score_thr=self.score_thr, compare=self.compare)
+            np.ascontiguousarray(image[..., ::-1]),
+            to_instances(shown),
+            self.classes,
+            score_thr=self.score_thr,
+            compare=self.compare,
+        )
         if self.store is not None:
             if source.is_video:
                 self._video(source, picture).write(picture[..., ::-1].copy())
             else:
-                mmcv.imwrite(picture[..., ::-1],
-                             str(self.store.picture_file(source.name)))
+                mmcv.imwrite(
+                    picture[..., ::-1],
+                    str(self.store.picture_file(source.name)),
+                )
         return picture
 
     def close(self, source: Source) -> None:
@@ -89,12 +109,16 @@ class PictureWriter:
             file.parent.mkdir(parents=True, exist_ok=True)
             height, width = picture.shape[:2]
             writer = cv2.VideoWriter(
-                str(_partial(file)), cv2.VideoWriter_fourcc(*'mp4v'),
-                frame_rate(source.content), (width, height))
+                str(_partial(file)),
+                cv2.VideoWriter_fourcc(*'mp4v'),
+                frame_rate(source.content),
+                (width, height),
+            )
             if not writer.isOpened():
                 raise RuntimeError(
                     f'OpenCV cannot write {file} (MPEG-4); run without '
-                    'pictures (--no-save-vis, no_save_vis=True)')
+                    'pictures (--no-save-vis, no_save_vis=True)'
+                )
             self._videos[source.name] = writer
         return self._videos[source.name]
 

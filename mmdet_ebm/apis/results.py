@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 import torch
@@ -12,8 +11,16 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
 # Fields of a prediction, in the order of the JSON, where a model gives them.
-FIELDS = ('labels', 'scores', 'bboxes', 'masks', 'logdensities',
-          'initial_bboxes', 'box_std', 'box_logprobs')
+FIELDS = (
+    'labels',
+    'scores',
+    'bboxes',
+    'masks',
+    'logdensities',
+    'initial_bboxes',
+    'box_std',
+    'box_logprobs',
+)
 _WIDTHS = {'bboxes': 4, 'initial_bboxes': 4, 'box_std': 4}
 
 
@@ -32,16 +39,17 @@ class ImageResult:
         sample: mmdet's result, unless ``kept``.
         index: Its place in the order of the inputs.
     """
+
     name: str
-    prediction: Optional[dict] = None
-    picture: Optional[np.ndarray] = None
-    error: Optional[str] = None
+    prediction: dict | None = None
+    picture: np.ndarray | None = None
+    error: str | None = None
     kept: bool = False
     redrawn: bool = False
-    sample: Optional[DetDataSample] = None
+    sample: DetDataSample | None = None
     index: int = 0
 
-    def keep(self, prediction: Optional[dict]) -> None:
+    def keep(self, prediction: dict | None) -> None:
         """Take an earlier run's prediction, if there is one."""
         self.prediction = prediction
         self.kept = prediction is not None
@@ -58,6 +66,7 @@ class Summary:
         skipped: Reason, by name.
         seconds: Duration.
     """
+
     done: int = 0
     kept: int = 0
     redrawn: int = 0
@@ -78,10 +87,14 @@ class Summary:
         if self.redrawn:
             earlier += f', {self.redrawn} of them drawn anew'
         rate = f', {new / self.seconds:.1f} images/s' if new else ''
-        lines = [f'{self.done} done{f" ({earlier})" if earlier else ""}, '
-                 f'{len(self.skipped)} skipped, in {self.seconds:.1f} s{rate}']
-        lines += [f'skipped {name}: {reason}'
-                  for name, reason in self.skipped.items()]
+        lines = [
+            f'{self.done} done{f" ({earlier})" if earlier else ""}, '
+            f'{len(self.skipped)} skipped, in {self.seconds:.1f} s{rate}'
+        ]
+        lines += [
+            f'skipped {name}: {reason}'
+            for name, reason in self.skipped.items()
+        ]
         return '\n'.join(lines)
 
 
@@ -96,12 +109,16 @@ def to_prediction(instances: InstanceData) -> dict:
         a box too small to have one) is None: JSON has no other word for it.
     """
     instances = instances.cpu()
-    prediction = {name: _finite(instances[name].tolist()) for name in FIELDS
-                  if name in instances and name != 'masks'}
+    prediction = {
+        name: _finite(instances[name].tolist())
+        for name in FIELDS
+        if name in instances and name != 'masks'
+    }
     if 'masks' in instances:
         encoded = encode_mask_results(np.asarray(instances.masks))
         prediction['masks'] = [
-            dict(mask, counts=mask['counts'].decode()) for mask in encoded]
+            dict(mask, counts=mask['counts'].decode()) for mask in encoded
+        ]
     return prediction
 
 
@@ -112,7 +129,8 @@ def to_instances(prediction: dict) -> InstanceData:
         if name == 'masks':
             if values:
                 instances.masks = np.stack(
-                    [coco_mask.decode(mask) for mask in values]).astype(bool)
+                    [coco_mask.decode(mask) for mask in values]
+                ).astype(bool)
         elif name in FIELDS:
             dtype = torch.int64 if name == 'labels' else torch.float32
             tensor = torch.from_numpy(np.array(values, float)).to(dtype)

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Optional, Sequence, Union
+from typing import Any
 
 from .inputs import Source
 
@@ -38,8 +39,9 @@ class ResultStore:
         ValueError: If the folder holds predictions made with other settings.
     """
 
-    def __init__(self, folder: Union[str, Path], settings: dict,
-                 overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, settings: dict, overwrite: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ledger = self.folder / 'images.jsonl'
@@ -56,7 +58,8 @@ class ResultStore:
                     'other settings; choose another output folder, or '
                     'overwrite them (--overwrite, overwrite=True). '
                     + '; '.join(changes[:5])
-                    + ('; ...' if len(changes) > 5 else ''))
+                    + ('; ...' if len(changes) > 5 else '')
+                )
         _write(written, json.dumps(settings, indent=1))
 
     def prediction_file(self, name: str) -> Path:
@@ -80,9 +83,10 @@ class ResultStore:
                     f'{self.folder} holds the results of {path} under the '
                     f'name {source.name}, which {source.path} would get as '
                     'well; choose another output folder, name both inputs in '
-                    'one run, or overwrite (--overwrite, overwrite=True)')
+                    'one run, or overwrite (--overwrite, overwrite=True)'
+                )
 
-    def finished(self, name: str, signature: str) -> Optional[dict]:
+    def finished(self, name: str, signature: str) -> dict | None:
         """The prediction for content that has not changed since, if any."""
         record = self._records.get(name)
         if record is None or record['signature'] != signature:
@@ -100,7 +104,8 @@ class ResultStore:
         frames = record.get('details', {}).get('num_frames', 0)
         whole = all(
             self.finished(frame_name(name, i), signature) is not None
-            for i in range(frames))
+            for i in range(frames)
+        )
         return frames if whole else 0
 
     def details(self, name: str) -> dict:
@@ -110,8 +115,9 @@ class ResultStore:
     def save(self, name: str, prediction: dict) -> None:
         _write(self.prediction_file(name), json.dumps(prediction))
 
-    def finish(self, name: str, source: Source, signature: str,
-               **details: Any) -> None:
+    def finish(
+        self, name: str, source: Source, signature: str, **details: Any
+    ) -> None:
         """Note that an image, frame or video is finished.
 
         Args:
@@ -120,8 +126,9 @@ class ResultStore:
             signature: The content's.
             **details: JSON types to note with it.
         """
-        record = dict(name=name, path=source.path, signature=signature,
-                      details=details)
+        record = dict(
+            name=name, path=source.path, signature=signature, details=details
+        )
         if self._records.get(name) != record:
             self._records[name] = record
             with self._ledger.open('a') as ledger:
@@ -157,15 +164,18 @@ class ResultStore:
         images = [
             dict(id=i, file_name=name, width=size[0], height=size[1])
             for i, (name, size) in enumerate(
-                (name, self.details(name)['size']) for name in names)
+                (name, self.details(name)['size']) for name in names
+            )
         ]
         categories = [dict(id=i + 1, name=c) for i, c in enumerate(classes)]
         target = self.folder / 'predictions.json'
         partial = target.with_suffix('.part')
         with partial.open('w') as file:
-            file.write(f'{{"images": {json.dumps(images)},\n'
-                       f'"categories": {json.dumps(categories)},\n'
-                       '"annotations": [')
+            file.write(
+                f'{{"images": {json.dumps(images)},\n'
+                f'"categories": {json.dumps(categories)},\n'
+                '"annotations": ['
+            )
             separator, count = '\n', 0
             for image_id, name in enumerate(names):
                 prediction = json.loads(self.prediction_file(name).read_text())
@@ -190,13 +200,17 @@ def coco_annotations(prediction: dict) -> list[dict]:
         x, y, width, height = _xywh(corners)
         annotation = dict(
             category_id=prediction['labels'][row] + 1,
-            bbox=[x, y, width, height], area=width * height, iscrowd=0)
+            bbox=[x, y, width, height],
+            area=width * height,
+            iscrowd=0,
+        )
         for field, name in _COCO_FIELDS.items():
             if field in prediction:
                 annotation[name] = prediction[field][row]
         if 'initial_bboxes' in prediction:
             annotation['initial_bbox'] = _xywh(
-                prediction['initial_bboxes'][row])
+                prediction['initial_bboxes'][row]
+            )
         annotations.append(annotation)
     return annotations
 
@@ -217,9 +231,11 @@ def _write(path: Path, text: str) -> None:
 def _differences(old: Any, new: Any, key: str = '') -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            change for name in sorted({*old, *new})
-            for change in _differences(old.get(name), new.get(name),
-                                       f'{key}.{name}' if key else name)
+            change
+            for name in sorted({*old, *new})
+            for change in _differences(
+                old.get(name), new.get(name), f'{key}.{name}' if key else name
+            )
         ]
     if old == new:
         return []

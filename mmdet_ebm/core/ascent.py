@@ -1,8 +1,8 @@
 """Gradient ascent on a log-density, each candidate with its own steps."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,14 +20,16 @@ class AscentResult:
         initial_logdensity: (N, S) log-densities at the start.
         num_accepted: (N, S) int64, steps that were kept.
     """
+
     y: Tensor
     logdensity: Tensor
     initial_logdensity: Tensor
     num_accepted: Tensor
 
 
-def decayed_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
-                  decay: float) -> Tensor:
+def decayed_steps(
+    step: Tensor, move: Tensor, change: Tensor, kept: Tensor, decay: float
+) -> Tensor:
     """The published rule: after a refused move, all lengths shrink.
 
     Args:
@@ -44,8 +46,9 @@ def decayed_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
     return torch.where(kept[..., None], step, step * decay)
 
 
-def secant_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
-                 decay: float) -> Tensor:
+def secant_steps(
+    step: Tensor, move: Tensor, change: Tensor, kept: Tensor, decay: float
+) -> Tensor:
     r"""Newton's step with the curvature that the last move met.
 
     In each dimension the gradient changed by :math:`\Delta g` over a move of
@@ -58,22 +61,27 @@ def secant_steps(step: Tensor, move: Tensor, change: Tensor, kept: Tensor,
     """
     falls = move * change < 0  # False for NaN
     secant = -move / torch.where(falls, change, 1)
-    secant = secant.clamp(min=step / 4,
-                          max=torch.where(kept[..., None], 2 * step, step))
-    return torch.where(falls, secant,
-                       decayed_steps(step, move, change, kept, decay))
+    secant = secant.clamp(
+        min=step / 4, max=torch.where(kept[..., None], 2 * step, step)
+    )
+    return torch.where(
+        falls, secant, decayed_steps(step, move, change, kept, decay)
+    )
 
 
 STEP_RULES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    dict(decay=decayed_steps, secant=secant_steps))
+    dict(decay=decayed_steps, secant=secant_steps)
+)
 
 
-def gradient_ascent(logdensity_fn: LogDensityFn,
-                    init: Tensor,
-                    step_length: Sequence[float],
-                    num_steps: int = 10,
-                    step_decay: float = 0.5,
-                    step_rule: str = 'decay') -> AscentResult:
+def gradient_ascent(
+    logdensity_fn: LogDensityFn,
+    init: Tensor,
+    step_length: Sequence[float],
+    num_steps: int = 10,
+    step_decay: float = 0.5,
+    step_rule: str = 'decay',
+) -> AscentResult:
     r"""Move candidates uphill, :math:`y \leftarrow y + \lambda \nabla_y f(y)`.
 
     A step is kept where f did not fall; elsewhere the candidate stays. A step
@@ -110,45 +118,55 @@ def gradient_ascent(logdensity_fn: LogDensityFn,
     if init.dim() != 3 or len(step_length) != init.shape[-1]:
         raise ValueError(
             'expected candidates (N, S, D) and D step lengths, got '
-            f'{tuple(init.shape)} and {len(step_length)} step lengths')
+            f'{tuple(init.shape)} and {len(step_length)} step lengths'
+        )
     if num_steps < 0 or not 0 < step_decay < 1:
-        raise ValueError('expected num_steps >= 0 and 0 < step_decay < 1, got '
-                         f'{num_steps} and {step_decay}')
+        raise ValueError(
+            'expected num_steps >= 0 and 0 < step_decay < 1, got '
+            f'{num_steps} and {step_decay}'
+        )
     if step_rule not in STEP_RULES:
-        raise ValueError(f'step_rule must be one of {", ".join(STEP_RULES)}, '
-                         f'got {step_rule!r}')
+        raise ValueError(
+            f'step_rule must be one of {", ".join(STEP_RULES)}, '
+            f'got {step_rule!r}'
+        )
 
     # enable_grad alone does not undo inference_mode.
     with torch.inference_mode(False), torch.enable_grad():
         y = init.detach().clone()
         # Filled, not copied from the host: a copy would wait for the device.
         step = torch.stack(
-            [y.new_full(y.shape[:2], length) for length in step_length], -1)
+            [y.new_full(y.shape[:2], length) for length in step_length], -1
+        )
         value, grad = _value_and_grad(logdensity_fn, y, num_steps > 0)
         initial = value
         accepted = torch.zeros_like(value, dtype=torch.int64)
         for i in range(num_steps):
             move = step * grad
             proposal = y + move
-            new_value, new_grad = _value_and_grad(logdensity_fn, proposal,
-                                                  i + 1 < num_steps)
+            new_value, new_grad = _value_and_grad(
+                logdensity_fn, proposal, i + 1 < num_steps
+            )
             keep = new_value >= value  # False for NaN
             y = torch.where(keep[..., None], proposal, y)
             value = torch.where(keep, new_value, value)
             if new_grad is not None:
-                step = STEP_RULES[step_rule](step, move, new_grad - grad, keep,
-                                             step_decay)
+                step = STEP_RULES[step_rule](
+                    step, move, new_grad - grad, keep, step_decay
+                )
                 grad = torch.where(keep[..., None], new_grad, grad)
             accepted = accepted + keep
     return AscentResult(y, value, initial, accepted)
 
 
-def stopping_ascent(logdensity_fn: LogDensityFn,
-                    init: Tensor,
-                    step_length: Callable[[Tensor], Tensor],
-                    num_steps: int = 5,
-                    min_change: float = 0.001,
-                    max_fall: float = 0.01) -> AscentResult:
+def stopping_ascent(
+    logdensity_fn: LogDensityFn,
+    init: Tensor,
+    step_length: Callable[[Tensor], Tensor],
+    num_steps: int = 5,
+    min_change: float = 0.001,
+    max_fall: float = 0.01,
+) -> AscentResult:
     r"""Plain gradient ascent that ends where f stops changing, or falls.
 
     After a step that changed f by less than ``min_change``, or lowered it by
@@ -174,9 +192,11 @@ def stopping_ascent(logdensity_fn: LogDensityFn,
     Detection", ECCV 2018, arXiv 1807.11590, algorithm 2.
     """
     if num_steps < 0 or min_change < 0 or max_fall < 0:
-        raise ValueError('num_steps, min_change and max_fall must not be '
-                         f'negative, got {num_steps}, {min_change} and '
-                         f'{max_fall}')
+        raise ValueError(
+            'num_steps, min_change and max_fall must not be '
+            f'negative, got {num_steps}, {min_change} and '
+            f'{max_fall}'
+        )
     with torch.inference_mode(False), torch.enable_grad():
         y = init.detach().clone()
         value, grad = _value_and_grad(logdensity_fn, y, num_steps > 0)
@@ -185,8 +205,9 @@ def stopping_ascent(logdensity_fn: LogDensityFn,
         active = torch.ones_like(value, dtype=torch.bool)
         for i in range(num_steps):
             proposal = y + step_length(y) * grad
-            new_value, new_grad = _value_and_grad(logdensity_fn, proposal,
-                                                  i + 1 < num_steps)
+            new_value, new_grad = _value_and_grad(
+                logdensity_fn, proposal, i + 1 < num_steps
+            )
             active = active & ~new_value.isnan()
             change = new_value - value
             y = torch.where(active[..., None], proposal, y)
@@ -194,8 +215,9 @@ def stopping_ascent(logdensity_fn: LogDensityFn,
             if new_grad is not None:
                 grad = torch.where(active[..., None], new_grad, grad)
             steps = steps + active
-            active = active & (change.abs() >= min_change) & (
-                change >= -max_fall)
+            active = (
+                active & (change.abs() >= min_change) & (change >= -max_fall)
+            )
     return AscentResult(y, value, initial, steps)
 
 
@@ -205,5 +227,5 @@ def _value_and_grad(logdensity_fn, y, with_grad):
             return logdensity_fn(y), None
     y = y.detach().requires_grad_()
     value = logdensity_fn(y)
-    grad, = torch.autograd.grad(value.sum(), y)
+    (grad,) = torch.autograd.grad(value.sum(), y)
     return value.detach(), grad

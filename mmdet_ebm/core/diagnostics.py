@@ -1,7 +1,5 @@
 """What a training step already knows of the model: truth against noise."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ class RecordedLogDensity:
 
     def __init__(self, logdensity_fn: LogDensityFn) -> None:
         self.logdensity_fn = logdensity_fn
-        self.values: Optional[Tensor] = None
+        self.values: Tensor | None = None
 
     def __call__(self, y: Tensor) -> Tensor:
         values = self.logdensity_fn(y)
@@ -26,9 +24,9 @@ class RecordedLogDensity:
         return values
 
 
-def separation(truth: Tensor,
-               noise: Tensor,
-               weight: Optional[Tensor] = None) -> dict[str, Tensor]:
+def separation(
+    truth: Tensor, noise: Tensor, weight: Tensor | None = None
+) -> dict[str, Tensor]:
     """How well f tells the truth from noise, averaged over instances.
 
     Args:
@@ -55,16 +53,19 @@ def separation(truth: Tensor,
         if noise.shape[1]:
             found['logdensity_noise'] = mean(noise.mean(1))
             found['logdensity_gap'] = (
-                found['logdensity_truth'] - found['logdensity_noise'])
+                found['logdensity_truth'] - found['logdensity_noise']
+            )
             below = (noise < truth[:, None]).to(truth.dtype)
             found['acc_energy'] = 100 * mean(below.mean(1))
     return found
 
 
-def training_figures(method: nn.Module,
-                     record: RecordedLogDensity,
-                     targets: Tensor,
-                     weight: Optional[Tensor] = None) -> dict[str, Tensor]:
+def training_figures(
+    method: nn.Module,
+    record: RecordedLogDensity,
+    targets: Tensor,
+    weight: Tensor | None = None,
+) -> dict[str, Tensor]:
     """:func:`separation` of the values of f that a loss has just computed.
 
     Methods with ``truth_is_first`` evaluated the truth (NCE+ with its shift)

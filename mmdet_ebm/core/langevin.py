@@ -7,11 +7,13 @@ from .random import Generators, draw
 from .types import LogDensityFn
 
 
-def langevin_chain(logdensity_fn: LogDensityFn,
-                   init: Tensor,
-                   step_size: float,
-                   num_steps: int,
-                   generator: Generators = None) -> Tensor:
+def langevin_chain(
+    logdensity_fn: LogDensityFn,
+    init: Tensor,
+    step_size: float,
+    num_steps: int,
+    generator: Generators = None,
+) -> Tensor:
     r"""Run one unadjusted Langevin chain from every candidate.
 
     .. math:: y \leftarrow y + \tfrac{\lambda^2}{2} \nabla_y f(y)
@@ -39,8 +41,9 @@ def langevin_chain(logdensity_fn: LogDensityFn,
     with torch.enable_grad():
         for _ in range(num_steps):
             y = y.requires_grad_()
-            grad, = torch.autograd.grad(logdensity_fn(y).sum(), y)
-            noise = draw(torch.randn, y.shape, generator, dtype=y.dtype,
-                         device=y.device)
+            (grad,) = torch.autograd.grad(logdensity_fn(y).sum(), y)
+            noise = draw(
+                torch.randn, y.shape, generator, dtype=y.dtype, device=y.device
+            )
             y = y.detach() + 0.5 * step_size**2 * grad + step_size * noise
     return y

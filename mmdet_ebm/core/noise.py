@@ -12,8 +12,8 @@ arXiv 2005.01698, equation 10.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial, reduce
-from typing import Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from torch.quasirandom import SobolEngine
 from .random import Generators, draw
 
 
-def sample_noise(shape: Sequence[int],
-                 sigmas: Tensor,
-                 generator: Generators = None) -> Tensor:
+def sample_noise(
+    shape: Sequence[int], sigmas: Tensor, generator: Generators = None
+) -> Tensor:
     """Draw independent offsets from the mixture.
 
     Args:
@@ -37,14 +37,19 @@ def sample_noise(shape: Sequence[int],
         Offsets of the given shape.
     """
     options = dict(device=sigmas.device)
-    component = draw(partial(torch.randint, sigmas.shape[0]), shape[:-1],
-                     generator, **options)
+    component = draw(
+        partial(torch.randint, sigmas.shape[0]),
+        shape[:-1],
+        generator,
+        **options,
+    )
     normal = draw(torch.randn, shape, generator, dtype=sigmas.dtype, **options)
     return normal.mul_(sigmas[component])  # fresh memory would cost more
 
 
-def quasi_random_noise(num_samples: int, sigmas: Tensor, dim: int,
-                       seed: int = 0) -> Tensor:
+def quasi_random_noise(
+    num_samples: int, sigmas: Tensor, dim: int, seed: int = 0
+) -> Tensor:
     """Offsets that fill the mixture more evenly than independent draws.
 
     Scrambled Sobol points: one coordinate picks the component, the others go
@@ -61,8 +66,11 @@ def quasi_random_noise(num_samples: int, sigmas: Tensor, dim: int,
     Returns:
         (M, D).
     """
-    points = SobolEngine(1 + dim, scramble=True, seed=seed).draw(
-        num_samples, dtype=torch.float64).to(sigmas.device)
+    points = (
+        SobolEngine(1 + dim, scramble=True, seed=seed)
+        .draw(num_samples, dtype=torch.float64)
+        .to(sigmas.device)
+    )
     component = (points[:, 0] * len(sigmas)).long().clamp(max=len(sigmas) - 1)
     normal = torch.special.ndtri(points[:, 1:].clamp(1e-9, 1 - 1e-9))
     return sigmas[component] * normal.to(sigmas.dtype)
@@ -71,17 +79,21 @@ def quasi_random_noise(num_samples: int, sigmas: Tensor, dim: int,
 def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     """log q of offsets (..., D) under the mixture, of shape (...)."""
     dim = offsets.shape[-1]
-    normaliser = (sigmas.expand(-1, dim).log().sum(-1) +
-                  0.5 * dim * math.log(2 * math.pi) +
-                  math.log(sigmas.shape[0]))
+    normaliser = (
+        sigmas.expand(-1, dim).log().sum(-1)
+        + 0.5 * dim * math.log(2 * math.pi)
+        + math.log(sigmas.shape[0])
+    )
     squares = offsets.square()
     if sigmas.shape[1] == 1:  # a width for all dimensions: once for all sigmas
         squares = squares.sum(-1, keepdim=True)
     # One component at a time: there are few, and every pass over the offsets
     # is contiguous, unlike a sum over a short dimension of components. (And
     # torch.logaddexp is several times slower than exp and log.)
-    parts = [-(squares * (0.5 / sigma.square())).sum(-1) - constant
-             for sigma, constant in zip(sigmas, normaliser)]
+    parts = [
+        -(squares * (0.5 / sigma.square())).sum(-1) - constant
+        for sigma, constant in zip(sigmas, normaliser)
+    ]
     largest = reduce(torch.maximum, parts).detach()
     largest = largest.clamp(min=torch.finfo(largest.dtype).min)
     return sum((part - largest).exp() for part in parts).log() + largest
@@ -98,28 +110,35 @@ class GaussianMixtureNoise(nn.Module):
         ValueError: If ``sigmas`` is empty, ragged or not positive.
     """
 
-    def __init__(self, sigmas: Sequence[Union[float, Sequence[float]]]):
+    def __init__(self, sigmas: Sequence[float | Sequence[float]]):
         super().__init__()
         try:
             values = torch.tensor(sigmas, dtype=torch.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError('sigmas must be numbers, or rows of equally many '
-                             f'numbers; got {sigmas}') from error
+            raise ValueError(
+                'sigmas must be numbers, or rows of equally many '
+                f'numbers; got {sigmas}'
+            ) from error
         if values.dim() == 1:
             values = values[:, None]
         if values.dim() != 2 or values.numel() == 0 or not (values > 0).all():
-            raise ValueError('sigmas must hold at least one component and be '
-                             f'positive; got {sigmas}')
+            raise ValueError(
+                'sigmas must hold at least one component and be '
+                f'positive; got {sigmas}'
+            )
         self.register_buffer('sigmas', values, persistent=False)
 
-    def sample(self,
-               shape: Sequence[int],
-               like: Tensor,
-               scale: float = 1.0,
-               generator: Generators = None) -> Tensor:
+    def sample(
+        self,
+        shape: Sequence[int],
+        like: Tensor,
+        scale: float = 1.0,
+        generator: Generators = None,
+    ) -> Tensor:
         """Offsets (..., D) in ``like``'s dtype; sigmas times ``scale``."""
-        return sample_noise(shape, self.sigmas.to(like.dtype) * scale,
-                            generator)
+        return sample_noise(
+            shape, self.sigmas.to(like.dtype) * scale, generator
+        )
 
     def logprob(self, offsets: Tensor) -> Tensor:
         """log q of offsets (..., D)."""

@@ -1,17 +1,21 @@
 """Draws from one generator, or from one generator for each part of a batch."""
 
-from typing import Callable, Sequence, Union
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 # Several generators: each supplies an equal share of the first dimension, so
 # that models that train together in one batch keep their own random streams.
-Generators = Union[torch.Generator, Sequence[torch.Generator], None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def draw(sampler: Callable[..., Tensor], shape: Sequence[int],
-         generator: Generators, **options) -> Tensor:
+def draw(
+    sampler: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: Generators,
+    **options,
+) -> Tensor:
     """Call ``sampler(shape, generator=..., **options)``.
 
     Args:
@@ -27,10 +31,12 @@ def draw(sampler: Callable[..., Tensor], shape: Sequence[int],
     if generator is None or isinstance(generator, torch.Generator):
         return sampler(tuple(shape), generator=generator, **options)
     if not generator or shape[0] % len(generator):
-        raise ValueError('expected a first dimension that is a multiple of '
-                         f'the number of generators, got shape {tuple(shape)} '
-                         f'and {len(generator)} generators')
+        raise ValueError(
+            'expected a first dimension that is a multiple of '
+            f'the number of generators, got shape {tuple(shape)} '
+            f'and {len(generator)} generators'
+        )
     part = (shape[0] // len(generator), *shape[1:])
-    return torch.cat([
-        sampler(part, generator=single, **options) for single in generator
-    ])
+    return torch.cat(
+        [sampler(part, generator=single, **options) for single in generator]
+    )

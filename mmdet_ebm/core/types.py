@@ -1,6 +1,6 @@
 """The one contract between models and everything that trains or uses them."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from torch import Tensor
 

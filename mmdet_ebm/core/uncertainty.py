@@ -38,6 +38,7 @@ class SampleWeights:
         effective_samples: (N,) number of equally weighted samples that would
             tell as much, :math:`1 / \\sum_m w_m^2`; from 1 to M.
     """
+
     weights: Tensor
     log_normaliser: Tensor
     effective_samples: Tensor
@@ -56,20 +57,26 @@ class SampleWeights:
             (N, E) and (N, E, E). The covariance is NaN where one sample has
             all of the weight.
         """
-        mean = torch.einsum('nm,...me->ne' if values.dim() == 2 else
-                            'nm,nme->ne', self.weights, values)
+        mean = torch.einsum(
+            'nm,...me->ne' if values.dim() == 2 else 'nm,nme->ne',
+            self.weights,
+            values,
+        )
         deviation = values - mean[:, None]
         # As the n - 1 of equal weights: the mean was fitted to the samples.
         freedom = 1 - 1 / self.effective_samples
-        covariance = torch.einsum('nm,nmd,nme->nde', self.weights, deviation,
-                                  deviation) / freedom[:, None, None]
-        return mean, torch.where((freedom > 1e-6)[:, None, None], covariance,
-                                 torch.nan)
+        covariance = (
+            torch.einsum('nm,nmd,nme->nde', self.weights, deviation, deviation)
+            / freedom[:, None, None]
+        )
+        return mean, torch.where(
+            (freedom > 1e-6)[:, None, None], covariance, torch.nan
+        )
 
 
-def weigh_samples(logdensity: Tensor,
-                  noise_logprob: Tensor,
-                  temperature: float = 1.0) -> SampleWeights:
+def weigh_samples(
+    logdensity: Tensor, noise_logprob: Tensor, temperature: float = 1.0
+) -> SampleWeights:
     """Self-normalised importance weights.
 
     A sample at which f is not finite gets no weight. Where no sample is left,
@@ -85,24 +92,28 @@ def weigh_samples(logdensity: Tensor,
     """
     _check_temperature(temperature)
     if logdensity.dim() != 2 or (
-            noise_logprob.shape not in (logdensity.shape,
-                                        logdensity.shape[1:])):
+        noise_logprob.shape not in (logdensity.shape, logdensity.shape[1:])
+    ):
         raise ValueError(
             'expected log-densities (N, M) and log q of shape (M,) or (N, M),'
             f' got {tuple(logdensity.shape)} and '
-            f'{tuple(noise_logprob.shape)}')
-    log_weights = torch.where(logdensity.isfinite(),
-                              logdensity / temperature - noise_logprob,
-                              -torch.inf)
+            f'{tuple(noise_logprob.shape)}'
+        )
+    log_weights = torch.where(
+        logdensity.isfinite(),
+        logdensity / temperature - noise_logprob,
+        -torch.inf,
+    )
     total = log_weights.logsumexp(1)
     # -inf - -inf is NaN: rows without any weight.
     weights = (log_weights - total[:, None]).exp()
     nothing = total == -torch.inf
     effective = 1 / weights.square().sum(1)
     return SampleWeights(
-        weights, torch.where(nothing, torch.nan,
-                             total - math.log(logdensity.shape[1])),
-        torch.where(nothing, 0.0, effective))
+        weights,
+        torch.where(nothing, torch.nan, total - math.log(logdensity.shape[1])),
+        torch.where(nothing, 0.0, effective),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class DensitySamples:
         logdensity: (N, M) f there; minus infinity outside of the ball.
         noise_logprob: (N, M) log of the density they were drawn from.
     """
+
     offsets: Tensor
     logdensity: Tensor
     noise_logprob: Tensor
@@ -123,13 +135,15 @@ class DensitySamples:
         return weigh_samples(self.logdensity, self.noise_logprob, temperature)
 
 
-def sample_density(logdensity_fn: LogDensityFn,
-                   centres: Tensor,
-                   wide: Tensor,
-                   normal: Tensor,
-                   sigmas: Tensor,
-                   temperature: float = 1.0,
-                   radius: float = 3.0) -> DensitySamples:
+def sample_density(
+    logdensity_fn: LogDensityFn,
+    centres: Tensor,
+    wide: Tensor,
+    normal: Tensor,
+    sigmas: Tensor,
+    temperature: float = 1.0,
+    radius: float = 3.0,
+) -> DensitySamples:
     r"""Samples around centres, half of them where the density turned out high.
 
     The first round are the offsets ``wide`` from the mixture of Gaussians of
@@ -182,34 +196,44 @@ def sample_density(logdensity_fn: LogDensityFn,
         share = len(wide) / (len(wide) + len(normal))
         logprob = torch.logaddexp(
             noise_logprob(everything, sigmas) + math.log(share),
-            proposal.logprob(everything) + math.log(1 - share))
+            proposal.logprob(everything) + math.log(1 - share),
+        )
         return DensitySamples(
-            everything, torch.cat([found.logdensity, evaluate(adapted)], 1),
-            logprob)
+            everything,
+            torch.cat([found.logdensity, evaluate(adapted)], 1),
+            logprob,
+        )
 
 
 @dataclass(frozen=True)
 class _Gaussians:
     """N Gaussians: means (N, D), lower triangular roots (N, D, D)."""
+
     mean: Tensor
     root: Tensor
 
     @classmethod
-    def around(cls, mean: Tensor, covariance: Tensor,
-               least: Tensor) -> '_Gaussians':
+    def around(
+        cls, mean: Tensor, covariance: Tensor, least: Tensor
+    ) -> '_Gaussians':
         # Where the first round knew nothing: a narrow one at the centre.
-        covariance = _INFLATION * covariance.nan_to_num(0.0) + torch.eye(
-            mean.shape[1], dtype=mean.dtype, device=mean.device) * least**2
+        covariance = (
+            _INFLATION * covariance.nan_to_num(0.0)
+            + torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+            * least**2
+        )
         # cholesky_ex does not make the host wait for its verdict.
-        return cls(mean.nan_to_num(0.0), torch.linalg.cholesky_ex(
-            covariance).L)
+        return cls(
+            mean.nan_to_num(0.0), torch.linalg.cholesky_ex(covariance).L
+        )
 
     def transform(self, normal: Tensor) -> Tensor:
         return self.mean[:, None] + normal @ self.root.mT
 
     def logprob(self, y: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(
-            self.root, (y - self.mean[:, None]).mT, upper=False)
+            self.root, (y - self.mean[:, None]).mT, upper=False
+        )
         determinant = self.root.diagonal(dim1=1, dim2=2).log().sum(1)
         constant = determinant + 0.5 * y.shape[-1] * math.log(2 * math.pi)
         return -0.5 * white.square().sum(1) - constant[:, None]
@@ -231,14 +255,19 @@ def hessian(logdensity_fn: LogDensityFn, y: Tensor) -> Tensor:
     """
     with torch.inference_mode(False), torch.enable_grad():
         y = y.detach().clone()[:, None].requires_grad_()
-        gradient, = torch.autograd.grad(logdensity_fn(y).sum(), y,
-                                        create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            logdensity_fn(y).sum(), y, create_graph=True
+        )
         if not gradient.requires_grad:  # f is linear in y
             return y.new_zeros(len(y), y.shape[2], y.shape[2])
         # One derivative for each dimension, of all instances.
         rows = [
-            torch.autograd.grad(gradient[..., d].sum(), y, retain_graph=True,
-                                materialize_grads=True)[0][:, 0]
+            torch.autograd.grad(
+                gradient[..., d].sum(),
+                y,
+                retain_graph=True,
+                materialize_grads=True,
+            )[0][:, 0]
             for d in range(y.shape[2])
         ]
     second = torch.stack(rows, 1).detach()
@@ -255,14 +284,15 @@ class Laplace:
         clamped: (N,) bool, where the curvature did not say it all, see
             :func:`laplace`.
     """
+
     covariance: Tensor
     logprob: Tensor
     clamped: Tensor
 
 
-def laplace(hessian: Tensor,
-            max_sigma: float,
-            temperature: float = 1.0) -> Laplace:
+def laplace(
+    hessian: Tensor, max_sigma: float, temperature: float = 1.0
+) -> Laplace:
     r"""Gaussian of covariance :math:`T (-H)^{-1}`, none wider than known.
 
     Along an eigenvector of H in which f is flatter than a Gaussian of
@@ -284,8 +314,9 @@ def laplace(hessian: Tensor,
     """
     _check_temperature(temperature)
     if hessian.dim() != 3 or hessian.shape[1] != hessian.shape[2]:
-        raise ValueError('expected Hessians (N, D, D), got '
-                         f'{tuple(hessian.shape)}')
+        raise ValueError(
+            f'expected Hessians (N, D, D), got {tuple(hessian.shape)}'
+        )
     if not 0 < max_sigma < math.inf:
         raise ValueError(f'max_sigma must be positive, got {max_sigma}')
     finite = hessian.isfinite().all(2).all(1)
@@ -301,5 +332,6 @@ def laplace(hessian: Tensor,
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
-        raise ValueError('temperature must be positive and finite, got '
-                         f'{temperature}')
+        raise ValueError(
+            f'temperature must be positive and finite, got {temperature}'
+        )

@@ -31,8 +31,10 @@ class DigitsConfig:
             of the training annotations is written; the exact ones always are.
         seed: Seed of everything random.
     """
+
     num_images: dict[str, int] = field(
-        default_factory=lambda: dict(train=800, val=150, test=300))
+        default_factory=lambda: dict(train=800, val=150, test=300)
+    )
     image_size: tuple[int, int] = (160, 160)
     digits_per_image: tuple[int, int] = (2, 7)
     digit_size: tuple[int, int] = (24, 72)
@@ -41,22 +43,29 @@ class DigitsConfig:
 
     def __post_init__(self) -> None:
         if set(self.num_images) != {'train', 'val', 'test'}:
-            raise ValueError('num_images must have the keys train, val and '
-                             f'test, got {sorted(self.num_images)}')
+            raise ValueError(
+                'num_images must have the keys train, val and '
+                f'test, got {sorted(self.num_images)}'
+            )
         if min(self.num_images.values()) < 1:
             raise ValueError(
-                f'every split needs an image, got {self.num_images}')
+                f'every split needs an image, got {self.num_images}'
+            )
         if self.digit_size[1] > min(self.image_size):
             raise ValueError(
                 f'digit_size {self.digit_size} exceeds the image size '
-                f'{self.image_size}')
+                f'{self.image_size}'
+            )
         if any(sigma <= 0 for sigma in self.annotation_noise):
-            raise ValueError('annotation_noise must be positive, got '
-                             f'{self.annotation_noise}')
+            raise ValueError(
+                'annotation_noise must be positive, got '
+                f'{self.annotation_noise}'
+            )
 
 
-def generate_digits(out_dir: str | Path,
-                    config: DigitsConfig = DigitsConfig()) -> Path:
+def generate_digits(
+    out_dir: str | Path, config: DigitsConfig = DigitsConfig()
+) -> Path:
     """Write the set in COCO format, unless the same one is already there.
 
     Args:
@@ -80,16 +89,20 @@ def generate_digits(out_dir: str | Path,
     for split_id, (split, glyphs) in enumerate(_split_glyphs().items()):
         rng = np.random.default_rng([config.seed, split_id])
         images, annotations = [], []
-        for image_id in tqdm(range(config.num_images[split]),
-                             desc=f'digits {split}', unit='image',
-                             disable=None):
+        for image_id in tqdm(
+            range(config.num_images[split]),
+            desc=f'digits {split}',
+            unit='image',
+            disable=None,
+        ):
             pixels, boxes, labels = _draw_image(rng, glyphs, config)
             name = f'{split}_{image_id:05d}.png'
             if not cv2.imwrite(str(out_dir / 'images' / name), pixels):
                 raise OSError(f'cannot write {out_dir / "images" / name}')
             width, height = config.image_size
             images.append(
-                dict(id=image_id, file_name=name, width=width, height=height))
+                dict(id=image_id, file_name=name, width=width, height=height)
+            )
             annotations += [
                 _annotation(len(annotations) + i, image_id, box, label)
                 for i, (box, label) in enumerate(zip(boxes, labels))
@@ -98,8 +111,12 @@ def generate_digits(out_dir: str | Path,
         if split == 'train':
             for level, sigma in enumerate(config.annotation_noise):
                 noise_rng = np.random.default_rng([config.seed, 1000 + level])
-                _write_coco(out_dir, f'train_noise-{sigma:g}', images,
-                            _noisy(annotations, sigma, noise_rng))
+                _write_coco(
+                    out_dir,
+                    f'train_noise-{sigma:g}',
+                    images,
+                    _noisy(annotations, sigma, noise_rng),
+                )
     stamp.write_text(json.dumps(wanted, indent=2))
     return out_dir
 
@@ -107,11 +124,13 @@ def generate_digits(out_dir: str | Path,
 def _split_glyphs() -> dict[str, list[tuple[np.ndarray, int]]]:
     """The 1797 glyphs (8, 8) in [0, 1] with labels; splits share none."""
     from sklearn.datasets import load_digits
+
     data = load_digits()
-    glyphs = [(image / 16.0, int(label))
-              for image, label in zip(data.images, data.target)]
-    return dict(train=glyphs[:1100], val=glyphs[1100:1400],
-                test=glyphs[1400:])
+    glyphs = [
+        (image / 16.0, int(label))
+        for image, label in zip(data.images, data.target)
+    ]
+    return dict(train=glyphs[:1100], val=glyphs[1100:1400], test=glyphs[1400:])
 
 
 def _draw_image(rng, glyphs, config):
@@ -126,7 +145,7 @@ def _draw_image(rng, glyphs, config):
         rows = np.flatnonzero((alpha >= VISIBLE_ALPHA).any(1))
         cols = np.flatnonzero((alpha >= VISIBLE_ALPHA).any(0))
         # Crop to what is visible, so that a digit may touch the border.
-        alpha = alpha[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]
+        alpha = alpha[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
         h, w = alpha.shape
         if h > height or w > width:
             continue
@@ -139,7 +158,7 @@ def _draw_image(rng, glyphs, config):
         else:
             continue  # no free place: the image gets one digit fewer
         colour = rng.uniform(0, 255, 3)
-        patch = canvas[y:y + h, x:x + w]
+        patch = canvas[y : y + h, x : x + w]
         # Keep the digit visible: move its colour away from what it covers.
         contrast = colour - patch.mean((0, 1))
         norm = np.linalg.norm(contrast)
@@ -162,10 +181,12 @@ def _render_glyph(rng, glyph, digit_size):
     glyph = np.pad(glyph, 1)  # strokes at the cell's edge fade out too
     lean = abs(shear) * sy * 10
     out_w, out_h = int(np.ceil(sx * 10 + lean)), int(np.ceil(sy * 10))
-    matrix = np.array([[sx, shear * sy, lean if shear < 0 else 0.0],
-                       [0.0, sy, 0.0]])
-    alpha = cv2.warpAffine(glyph, matrix, (out_w, out_h),
-                           flags=cv2.INTER_CUBIC)
+    matrix = np.array(
+        [[sx, shear * sy, lean if shear < 0 else 0.0], [0.0, sy, 0.0]]
+    )
+    alpha = cv2.warpAffine(
+        glyph, matrix, (out_w, out_h), flags=cv2.INTER_CUBIC
+    )
     # A steep ramp: strokes are solid and their edges one or two pixels wide.
     return np.clip((alpha - 0.4) / 0.25, 0, 1)
 
@@ -177,8 +198,9 @@ def _background(rng, image_size):
     for cells, strength in ((3, 30), (12, 18), (48, 10)):
         noise = rng.normal(0, strength, (cells, cells, 1))
         noise = noise + rng.normal(0, 0.4 * strength, (cells, cells, 3))
-        canvas += cv2.resize(noise, (width, height),
-                             interpolation=cv2.INTER_CUBIC)
+        canvas += cv2.resize(
+            noise, (width, height), interpolation=cv2.INTER_CUBIC
+        )
     for _ in range(rng.integers(3, 9)):
         colour = rng.uniform(0, 255, 3).tolist()
         start, end = rng.integers(0, [width, height], (2, 2)).tolist()
@@ -187,8 +209,17 @@ def _background(rng, image_size):
             cv2.line(canvas, start, end, colour, thickness, cv2.LINE_AA)
         else:
             axes = rng.integers(4, 30, 2).tolist()
-            cv2.ellipse(canvas, start, axes, float(rng.uniform(0, 180)), 0,
-                        360, colour, thickness, cv2.LINE_AA)
+            cv2.ellipse(
+                canvas,
+                start,
+                axes,
+                float(rng.uniform(0, 180)),
+                0,
+                360,
+                colour,
+                thickness,
+                cv2.LINE_AA,
+            )
     return canvas
 
 
@@ -201,9 +232,14 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def _annotation(ann_id, image_id, box, label):
     x1, y1, x2, y2 = (float(v) for v in box)
-    return dict(id=ann_id + 1, image_id=image_id, category_id=label + 1,
-                bbox=[x1, y1, x2 - x1, y2 - y1],
-                area=(x2 - x1) * (y2 - y1), iscrowd=0)
+    return dict(
+        id=ann_id + 1,
+        image_id=image_id,
+        category_id=label + 1,
+        bbox=[x1, y1, x2 - x1, y2 - y1],
+        area=(x2 - x1) * (y2 - y1),
+        iscrowd=0,
+    )
 
 
 def _noisy(annotations, sigma, rng):
@@ -214,14 +250,21 @@ def _noisy(annotations, sigma, rng):
         t = rng.normal(0, sigma, 4)
         new_w, new_h = w * np.exp(t[2]), h * np.exp(t[3])
         cx, cy = x + w / 2 + t[0] * w, y + h / 2 + t[1] * h
-        noisy.append(dict(
-            ann, bbox=[cx - new_w / 2, cy - new_h / 2, new_w, new_h],
-            area=new_w * new_h))
+        noisy.append(
+            dict(
+                ann,
+                bbox=[cx - new_w / 2, cy - new_h / 2, new_w, new_h],
+                area=new_w * new_h,
+            )
+        )
     return noisy
 
 
 def _write_coco(out_dir, name, images, annotations):
     categories = [dict(id=i + 1, name=c) for i, c in enumerate(CLASSES)]
     path = out_dir / 'annotations' / f'{name}.json'
-    path.write_text(json.dumps(dict(
-        images=images, annotations=annotations, categories=categories)))
+    path.write_text(
+        json.dumps(
+            dict(images=images, annotations=annotations, categories=categories)
+        )
+    )

@@ -11,7 +11,13 @@ from .launch import join_processes, make_resumable, use_amp
 from .loops import ResumableEpochTrainLoop, ResumableIterTrainLoop
 
 __all__ = [
-    'AtomicCheckpointHook', 'BFloat16OptimWrapper', 'EnergyMapHook',
-    'ResumableEpochTrainLoop', 'ResumableIterTrainLoop', 'join_processes',
-    'latest_checkpoint', 'make_resumable', 'use_amp'
+    'AtomicCheckpointHook',
+    'BFloat16OptimWrapper',
+    'EnergyMapHook',
+    'ResumableEpochTrainLoop',
+    'ResumableIterTrainLoop',
+    'join_processes',
+    'latest_checkpoint',
+    'make_resumable',
+    'use_amp',
 ]

@@ -21,6 +21,8 @@ class BFloat16OptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module):
         """See ``OptimWrapper.optim_context``."""
-        with super().optim_context(model), torch.autocast(
-                get_device(), dtype=torch.bfloat16):
+        with (
+            super().optim_context(model),
+            torch.autocast(get_device(), dtype=torch.bfloat16),
+        ):
             yield

@@ -3,7 +3,6 @@
 import os
 import zipfile
 from pathlib import Path
-from typing import Optional
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -42,19 +41,24 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if (self.backend_args is None and self.file_client_args is None
-                and '://' not in str(self.out_dir)):
+        if (
+            self.backend_args is None
+            and self.file_client_args is None
+            and '://' not in str(self.out_dir)
+        ):
             self.backend_args = dict(backend='atomic_local')
 
-    def _save_checkpoint_with_step(self, runner, step: int,
-                                   meta: dict) -> None:
+    def _save_checkpoint_with_step(
+        self, runner, step: int, meta: dict
+    ) -> None:
         keep, outdated = self.max_keep_ckpts, None
         if keep > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
             if len(self.keep_ckpt_ids) == keep:
                 outdated = self.keep_ckpt_ids.popleft()
             self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids',
-                                           list(self.keep_ckpt_ids))
+            runner.message_hub.update_info(
+                'keep_ckpt_ids', list(self.keep_ckpt_ids)
+            )
         self.max_keep_ckpts = -1  # removing comes after writing
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
@@ -62,12 +66,13 @@ class AtomicCheckpointHook(CheckpointHook):
             self.max_keep_ckpts = keep
         if outdated is not None and is_main_process():
             path = self.file_backend.join_path(
-                self.out_dir, self.filename_tmpl.format(outdated))
+                self.out_dir, self.filename_tmpl.format(outdated)
+            )
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
 
-def latest_checkpoint(work_dir: str) -> Optional[str]:
+def latest_checkpoint(work_dir: str) -> str | None:
     """The newest whole checkpoint of a training, None without any.
 
     The file ``last_checkpoint`` names it, unless the process was killed while
@@ -77,11 +82,16 @@ def latest_checkpoint(work_dir: str) -> Optional[str]:
     folder = Path(work_dir)
     candidates = sorted(
         [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')],
-        key=lambda path: path.stat().st_mtime, reverse=True)
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
     record = folder / 'last_checkpoint'
     if record.exists() and record.read_text().strip():
         candidates.insert(0, Path(record.read_text().strip()))
     # torch writes zip files; their directory comes last.
-    whole = (path for path in candidates
-             if path.is_file() and zipfile.is_zipfile(path))
+    whole = (
+        path
+        for path in candidates
+        if path.is_file() and zipfile.is_zipfile(path)
+    )
     return next(map(str, whole), None)

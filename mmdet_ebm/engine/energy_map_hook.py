@@ -1,7 +1,7 @@
 """Watch the log-density around boxes take shape while it is trained."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import mmcv
 import torch
@@ -42,24 +42,27 @@ class EnergyMapHook(Hook):
             model has no energy model.
     """
 
-    def __init__(self,
-                 num_images: int = 2,
-                 num_detections: int = 1,
-                 score_thr: float = 0.3,
-                 interval: int = 1,
-                 resolution: int = 31) -> None:
+    def __init__(
+        self,
+        num_images: int = 2,
+        num_detections: int = 1,
+        score_thr: float = 0.3,
+        interval: int = 1,
+        resolution: int = 31,
+    ) -> None:
         if min(num_images, num_detections, interval) < 1 or resolution < 2:
             raise ValueError(
                 'num_images, num_detections and interval must be at least 1 '
                 f'and resolution at least 2; got {num_images}, '
-                f'{num_detections}, {interval} and {resolution}')
+                f'{num_detections}, {interval} and {resolution}'
+            )
         self.num_images = num_images
         self.num_detections = num_detections
         self.score_thr = score_thr
         self.interval = interval
         self.resolution = resolution
         self._validations = 0
-        self._tap: Optional[SurfaceTap] = None
+        self._tap: SurfaceTap | None = None
         self._left = 0
 
     def before_run(self, runner: Runner) -> None:
@@ -74,12 +77,17 @@ class EnergyMapHook(Hook):
             self._left = self.num_images
         self._validations += 1
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict,
-                       outputs: Sequence[DetDataSample]) -> None:
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        outputs: Sequence[DetDataSample],
+    ) -> None:
         """Draw the batch's images, as long as there are some to be drawn."""
         if self._tap is None:
             return
-        for image, sample in enumerate(outputs[:self._left]):
+        for image, sample in enumerate(outputs[: self._left]):
             self._draw(runner, outputs, image, sample)
         self._left -= min(self._left, len(outputs))
         if self._left == 0:
@@ -96,22 +104,32 @@ class EnergyMapHook(Hook):
 
     def _draw(self, runner, outputs, image, sample) -> None:
         found = sample.pred_instances
-        order = found.scores.argsort(descending=True)[:self.num_detections]
+        order = found.scores.argsort(descending=True)[: self.num_detections]
         picture = mmcv.imread(sample.img_path, channel_order='rgb')
         classes = runner.val_dataloader.dataset.metainfo['classes']
         for rank, row in enumerate(order.tolist()):
             score = float(found.scores[row])
             if score < self.score_thr:
                 break
-            energy = compute_energy_map(self._tap.refiner, self._tap.surface,
-                                        outputs, image, row, self.resolution)
+            energy = compute_energy_map(
+                self._tap.refiner,
+                self._tap.surface,
+                outputs,
+                image,
+                row,
+                self.resolution,
+            )
             figure = EnergyMapFigure(
-                picture, energy,
+                picture,
+                energy,
                 f'class {classes[int(found.labels[row])]}, score {score:.2f};',
-                _annotation(sample, row))
+                _annotation(sample, row),
+            )
             runner.visualizer.add_image(
                 f'energy_map_{Path(sample.img_path).stem}_{rank}',
-                figure.picture(), step=runner.iter)
+                figure.picture(),
+                step=runner.iter,
+            )
 
 
 def _bare_model(runner: Runner) -> torch.nn.Module:
@@ -119,14 +137,15 @@ def _bare_model(runner: Runner) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _annotation(sample: DetDataSample, row: int) -> Optional[Tensor]:
+def _annotation(sample: DetDataSample, row: int) -> Tensor | None:
     """The box of the same class that overlaps a detection most, if any."""
     truth = sample.get('gt_instances')
     if truth is None or len(truth) == 0:
         return None
     found = sample.pred_instances
     boxes = get_box_tensor(truth.bboxes).to(found.bboxes)
-    overlaps = bbox_overlaps(found.bboxes[row:row + 1], boxes)[0] * (
-        truth.labels.to(found.labels) == found.labels[row])
+    overlaps = bbox_overlaps(found.bboxes[row : row + 1], boxes)[0] * (
+        truth.labels.to(found.labels) == found.labels[row]
+    )
     best = int(overlaps.argmax())
     return boxes[best] if overlaps[best] > 0 else None

@@ -9,7 +9,8 @@ from mmengine.device import get_device
 
 _LOOPS = dict(
     EpochBasedTrainLoop='ResumableEpochTrainLoop',
-    IterBasedTrainLoop='ResumableIterTrainLoop')
+    IterBasedTrainLoop='ResumableIterTrainLoop',
+)
 
 
 def make_resumable(cfg: Config) -> None:
@@ -25,17 +26,21 @@ def make_resumable(cfg: Config) -> None:
     loop.type = _LOOPS.get(loop.type, loop.type)
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('checkpoint', {})
-    if hook is not None and hook.get('type',
-                                     'CheckpointHook') == 'CheckpointHook':
+    if (
+        hook is not None
+        and hook.get('type', 'CheckpointHook') == 'CheckpointHook'
+    ):
         cfg.default_hooks = dict(
-            hooks, checkpoint=dict(hook, type='AtomicCheckpointHook'))
+            hooks, checkpoint=dict(hook, type='AtomicCheckpointHook')
+        )
     # The config goes into work dir and checkpoints and is read by other tools.
     custom = cfg.get('custom_imports') or {}
     imports = custom.get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)
     if 'mmdet_ebm.engine' not in imports:
         cfg.custom_imports = dict(
-            custom, imports=[*imports, 'mmdet_ebm.engine'])
+            custom, imports=[*imports, 'mmdet_ebm.engine']
+        )
 
 
 def use_amp(cfg: Config) -> None:
@@ -46,8 +51,10 @@ def use_amp(cfg: Config) -> None:
     """
     device = get_device()
     if device == 'mps':
-        raise SystemExit('--amp needs CUDA (or NPU, MLU, MUSA) or a CPU; this '
-                         'machine offers "mps". Train without --amp here.')
+        raise SystemExit(
+            '--amp needs CUDA (or NPU, MLU, MUSA) or a CPU; this '
+            'machine offers "mps". Train without --amp here.'
+        )
     if device != 'cpu':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
@@ -56,7 +63,8 @@ def use_amp(cfg: Config) -> None:
         raise SystemExit(
             '--amp on a CPU needs an energy model on a frozen detector '
             '(model.freeze_detector=True): training a detector runs NMS, and '
-            "mmcv's CPU version refuses bfloat16. Train without --amp here.")
+            "mmcv's CPU version refuses bfloat16. Train without --amp here."
+        )
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
     cfg.optim_wrapper.pop('loss_scale', None)
 
@@ -80,18 +88,26 @@ def join_processes(cfg: Config) -> None:
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
     missing = {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} - set(
-        os.environ)
+        os.environ
+    )
     if cfg.launcher != 'pytorch' or missing:
         raise SystemExit(
             'without a GPU, processes are started by torchrun and '
             '--launcher pytorch (tools/dist_train.sh does both); got '
-            f'--launcher {cfg.launcher}' +
-            (f' without {", ".join(sorted(missing))} in the environment'
-             if missing else ''))
+            f'--launcher {cfg.launcher}'
+            + (
+                f' without {", ".join(sorted(missing))} in the environment'
+                if missing
+                else ''
+            )
+        )
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     torch.distributed.init_process_group(
-        'gloo', timeout=timedelta(seconds=timeout) if timeout else None)
+        'gloo', timeout=timedelta(seconds=timeout) if timeout else None
+    )
     wrapper = cfg.get('model_wrapper_cfg') or dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)

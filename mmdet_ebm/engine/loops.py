@@ -61,7 +61,9 @@ class ResumableEpochTrainLoop(_Seeded, EpochBasedTrainLoop):
                 f'{self._iter}, an epoch has {len(self.dataloader)} '
                 'iterations now: the batch size or the number of processes '
                 'has changed. Continuing at the beginning of the epoch; '
-                'schedules count iterations.', 'current')
+                'schedules count iterations.',
+                'current',
+            )
         return super().run()
 
     def run_epoch(self) -> None:
@@ -69,8 +71,9 @@ class ResumableEpochTrainLoop(_Seeded, EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         skip, self._skip = self._skip, 0
-        self.dataloader.batch_sampler.start_at(self.runner.seed, self._iter,
-                                               skip)
+        self.dataloader.batch_sampler.start_at(
+            self.runner.seed, self._iter, skip
+        )
         for idx, data_batch in enumerate(self.dataloader, skip):
             self.run_iter(idx, data_batch)
         self.runner.call_hook('after_train_epoch')
@@ -91,24 +94,30 @@ class ResumableIterTrainLoop(_Seeded, IterBasedTrainLoop):
     def __init__(self, runner, dataloader, max_iters: int, **kwargs) -> None:
         if isinstance(dataloader, dict):
             dataloader = runner.build_dataloader(
-                dataloader, seed=runner.seed,
+                dataloader,
+                seed=runner.seed,
                 diff_rank_seed=runner._randomness_cfg.get(
-                    'diff_rank_seed', False))
+                    'diff_rank_seed', False
+                ),
+            )
         # mmengine starts its iterator here, and workers with it, when nobody
         # knows yet where to begin: it gets a loader that is never read.
-        super().__init__(runner, DataLoader(dataloader.dataset), max_iters,
-                         **kwargs)
+        super().__init__(
+            runner, DataLoader(dataloader.dataset), max_iters, **kwargs
+        )
         self._built_with = runner.seed
         self.dataloader = seeded_loader(dataloader, endless=True)
 
     def run(self):
         """Train from the iteration of the checkpoint, if there is one."""
         self._order_by_seed()
-        self.dataloader.batch_sampler.start_at(self.runner.seed, self._iter,
-                                               self._iter)
+        self.dataloader.batch_sampler.start_at(
+            self.runner.seed, self._iter, self._iter
+        )
         # mmengine drops as many items as have been trained on: empty ones.
         self.dataloader_iterator = chain(
-            repeat(None, self._iter), self._batches())
+            repeat(None, self._iter), self._batches()
+        )
         return super().run()
 
     def _batches(self):

@@ -7,8 +7,8 @@ process's rank and the number of the iteration.
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -95,8 +95,10 @@ class SeededBatches:
             if not self.endless:
                 return
             if exhausted:
-                raise ValueError('the training set does not fill one batch of '
-                                 f'{self.batch_size}')
+                raise ValueError(
+                    'the training set does not fill one batch of '
+                    f'{self.batch_size}'
+                )
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -104,10 +106,20 @@ class SeededBatches:
 
 def seeded_loader(loader: DataLoader, endless: bool = False) -> DataLoader:
     """The same loader with ``SeededBatches`` as its batch sampler."""
-    names = ('num_workers', 'collate_fn', 'pin_memory', 'timeout',
-             'worker_init_fn', 'multiprocessing_context', 'generator',
-             'prefetch_factor', 'persistent_workers', 'pin_memory_device')
+    names = (
+        'num_workers',
+        'collate_fn',
+        'pin_memory',
+        'timeout',
+        'worker_init_fn',
+        'multiprocessing_context',
+        'generator',
+        'prefetch_factor',
+        'persistent_workers',
+        'pin_memory_device',
+    )
     return DataLoader(
         loader.dataset,
         batch_sampler=SeededBatches(loader.batch_sampler, endless),
-        **{name: getattr(loader, name) for name in names})
+        **{name: getattr(loader, name) for name in names},
+    )

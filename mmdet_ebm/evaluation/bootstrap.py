@@ -7,7 +7,7 @@ resample of the images, so a thousand of them take seconds on a small set.
 import contextlib
 import copy
 import io
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -26,8 +26,7 @@ class MatchedDetections:
             ``score`` of each; at most 100 for an image count.
     """
 
-    def __init__(self, ground_truth: COCO,
-                 detections: Sequence[dict]) -> None:
+    def __init__(self, ground_truth: COCO, detections: Sequence[dict]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             if detections:
                 found = ground_truth.loadRes(copy.deepcopy(list(detections)))
@@ -42,10 +41,12 @@ class MatchedDetections:
             self._eval.evaluate()
         self.image_ids = list(params.imgIds)
         self._matches = np.array(self._eval.evalImgs, dtype=object).reshape(
-            len(params.catIds), len(self.image_ids))
+            len(params.catIds), len(self.image_ids)
+        )
 
     def average_precision(
-            self, images: Optional[np.ndarray] = None) -> dict[str, float]:
+        self, images: np.ndarray | None = None
+    ) -> dict[str, float]:
         """AP, AP50, AP75 and AP90 as fractions.
 
         Args:
@@ -69,16 +70,21 @@ class MatchedDetections:
             return float(present.mean()) if present.size else float('nan')
 
         at = {round(100 * t): i for i, t in enumerate(thresholds)}
-        return dict(AP=mean(precision), AP50=mean(precision[at[50]]),
-                    AP75=mean(precision[at[75]]), AP90=mean(precision[at[90]]))
+        return dict(
+            AP=mean(precision),
+            AP50=mean(precision[at[50]]),
+            AP75=mean(precision[at[75]]),
+            AP90=mean(precision[at[90]]),
+        )
 
 
 def bootstrap_differences(
-        systems: dict[str, Sequence[MatchedDetections]],
-        pairs: Sequence[tuple[str, str]],
-        num_resamples: int = 1000,
-        confidence: float = 0.95,
-        seed: int = 0) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    systems: dict[str, Sequence[MatchedDetections]],
+    pairs: Sequence[tuple[str, str]],
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
     """Intervals of one system's mean AP minus another's.
 
     Images are resampled with replacement, the same for all runs; an interval
@@ -109,22 +115,33 @@ def bootstrap_differences(
     def means(images):
         """(systems, metrics)"""
         return [
-            np.mean([list(run.average_precision(images).values())
-                     for run in group], axis=0) for group in systems.values()
+            np.mean(
+                [
+                    list(run.average_precision(images).values())
+                    for run in group
+                ],
+                axis=0,
+            )
+            for group in systems.values()
         ]
 
     observed = np.array(means(None))
-    draws = np.array([
-        means(rng.integers(len(ids), size=len(ids)))
-        for _ in tqdm(range(num_resamples), desc='bootstrap', disable=None)])
+    draws = np.array(
+        [
+            means(rng.integers(len(ids), size=len(ids)))
+            for _ in tqdm(range(num_resamples), desc='bootstrap', disable=None)
+        ]
+    )
     tail = (1 - confidence) / 2
     row = {name: i for i, name in enumerate(systems)}
     result = {}
     for a, b in pairs:
-        low, high = np.nanquantile(draws[:, row[a]] - draws[:, row[b]],
-                                   [tail, 1 - tail], axis=0)
+        low, high = np.nanquantile(
+            draws[:, row[a]] - draws[:, row[b]], [tail, 1 - tail], axis=0
+        )
         difference = observed[row[a]] - observed[row[b]]
         result[a, b] = {
             m: dict(difference=float(d), low=float(lo), high=float(hi))
-            for m, d, lo, hi in zip(METRICS, difference, low, high)}
+            for m, d, lo, hi in zip(METRICS, difference, low, high)
+        }
     return result

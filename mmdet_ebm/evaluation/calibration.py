@@ -9,9 +9,9 @@ smallest. Lengths are taken relative to the box, so that large boxes do not
 drown small ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Sequence
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -20,9 +20,9 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 _FINE_LEVELS = np.linspace(0.05, 0.95, 19)
 
 
-def match_to_truth(overlaps: np.ndarray,
-                   scores: np.ndarray,
-                   min_iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def match_to_truth(
+    overlaps: np.ndarray, scores: np.ndarray, min_iou: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Pair detections with annotations of their class, COCO's greedy way.
 
     By falling score, a detection takes the annotation that overlaps it most
@@ -58,6 +58,7 @@ class SideErrors:
             detection's width or height.
         std: (K, 4) predicted standard deviations, likewise; NaN if unknown.
     """
+
     error: np.ndarray
     std: np.ndarray
 
@@ -71,16 +72,22 @@ def coverage(errors: SideErrors, levels: Sequence[float]) -> np.ndarray:
     """Share of errors within the central intervals of given probability."""
     known = errors.known
     z = np.abs(errors.error[known] / errors.std[known])
-    return np.array([(z <= NormalDist().inv_cdf((1 + level) / 2)).mean()
-                     for level in levels])
+    return np.array(
+        [
+            (z <= NormalDist().inv_cdf((1 + level) / 2)).mean()
+            for level in levels
+        ]
+    )
 
 
 def negative_log_likelihood(errors: SideErrors) -> float:
     """Mean over sides, of Gaussians in relative units."""
     known = errors.known
     error, std = errors.error[known], errors.std[known]
-    return float(np.mean(0.5 * (error / std)**2 + np.log(std)) +
-                 0.5 * np.log(2 * np.pi))
+    return float(
+        np.mean(0.5 * (error / std) ** 2 + np.log(std))
+        + 0.5 * np.log(2 * np.pi)
+    )
 
 
 def calibration(errors: SideErrors) -> dict:
@@ -104,18 +111,25 @@ def calibration(errors: SideErrors) -> dict:
     ranked = len(np.unique(std)) > 1
     return dict(
         found,
-        coverage={f'{100 * level:g}': float(share) for level, share in zip(
-            LEVELS, coverage(errors, LEVELS))},
+        coverage={
+            f'{100 * level:g}': float(share)
+            for level, share in zip(LEVELS, coverage(errors, LEVELS))
+        },
         calibration_error=float(np.abs(fine - _FINE_LEVELS).mean()),
         nll=negative_log_likelihood(errors),
-        z_rms=float(np.sqrt(np.mean((error / std)**2))),
+        z_rms=float(np.sqrt(np.mean((error / std) ** 2))),
         std_median=float(np.median(std)),
-        rank_correlation=float(spearmanr(
-            std.ravel(), np.abs(error).ravel()).statistic) if ranked else None)
+        rank_correlation=float(
+            spearmanr(std.ravel(), np.abs(error).ravel()).statistic
+        )
+        if ranked
+        else None,
+    )
 
 
-def fit_temperature(temperatures: Sequence[float], stds: np.ndarray,
-                    error: np.ndarray) -> float:
+def fit_temperature(
+    temperatures: Sequence[float], stds: np.ndarray, error: np.ndarray
+) -> float:
     """The temperature of least negative log-likelihood.
 
     Args:
@@ -131,15 +145,20 @@ def fit_temperature(temperatures: Sequence[float], stds: np.ndarray,
     """
     # The same boxes for all.
     known = (np.isfinite(stds) & (stds > 0)).all((0, 2))
-    losses = np.array([negative_log_likelihood(
-        SideErrors(error[known], std[known])) for std in stds])
+    losses = np.array(
+        [
+            negative_log_likelihood(SideErrors(error[known], std[known]))
+            for std in stds
+        ]
+    )
     best = int(losses.argmin())
     if not 0 < best < len(losses) - 1:
         raise ValueError(
             f'the best temperature is {temperatures[best]:g}, at the end of '
-            f'the range from {temperatures[0]:g} to {temperatures[-1]:g}')
-    x = np.log(np.asarray(temperatures)[best - 1:best + 2])
-    curve = np.polyfit(x - x[1], losses[best - 1:best + 2], 2)
+            f'the range from {temperatures[0]:g} to {temperatures[-1]:g}'
+        )
+    x = np.log(np.asarray(temperatures)[best - 1 : best + 2])
+    curve = np.polyfit(x - x[1], losses[best - 1 : best + 2], 2)
     return float(np.exp(x[1] - curve[1] / (2 * curve[0])))
 
 

@@ -1,7 +1,7 @@
 """COCO evaluation with AP at IoU 0.90, and beside the plain detections."""
 
 from collections import OrderedDict
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mmdet.evaluation import CocoMetric
@@ -29,7 +29,8 @@ class CocoAP90Metric(CocoMetric):
         self._strict = None
         if 'bbox' in self.metrics and not self.format_only:
             self._strict = self._another(
-                CocoMetric, iou_thrs=np.array([0.9]), metric_items=['mAP'])
+                CocoMetric, iou_thrs=np.array([0.9]), metric_items=['mAP']
+            )
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """See ``CocoMetric.process``."""
@@ -40,8 +41,11 @@ class CocoAP90Metric(CocoMetric):
             if plain is not None:
                 result['plain'] = dict(
                     img_id=sample['img_id'],
-                    **{name: plain[name].cpu().numpy()
-                       for name in ('bboxes', 'scores', 'labels')})
+                    **{
+                        name: plain[name].cpu().numpy()
+                        for name in ('bboxes', 'scores', 'labels')
+                    },
+                )
 
     def compute_metrics(self, results: list) -> OrderedDict:
         """Compute COCO's metrics and AP90 from the processed results."""
@@ -52,8 +56,11 @@ class CocoAP90Metric(CocoMetric):
         strict = self._strict.compute_metrics(results)
         if 'bbox_mAP' in strict:
             metrics['bbox_mAP_90'] = strict['bbox_mAP']
-        plain = [(truth, result['plain']) for truth, result in results
-                 if 'plain' in result]
+        plain = [
+            (truth, result['plain'])
+            for truth, result in results
+            if 'plain' in result
+        ]
         if plain and len(plain) == len(results):
             metrics.update(self._compare(metrics, plain))
         return metrics
@@ -68,13 +75,23 @@ class CocoAP90Metric(CocoMetric):
             before, after = figures.get(key, 0.0), refined.get(key, 0.0)
             found[f'{key}_plain'] = before
             found[f'{key}_gain'] = round(after - before, 4)
-            texts.append(f'{name} {100 * before:.1f} plain, '
-                         f'{100 * after:.1f} refined '
-                         f'({100 * (after - before):+.1f})')
+            texts.append(
+                f'{name} {100 * before:.1f} plain, '
+                f'{100 * after:.1f} refined '
+                f'({100 * (after - before):+.1f})'
+            )
         print_log('; '.join(texts), logger='current')
         return found
 
     def _another(self, kind: type, **changes) -> CocoMetric:
         args, kwargs = self._arguments
-        return kind(*args, **{**kwargs, 'metric': 'bbox', 'classwise': False,
-                              'outfile_prefix': None, **changes})
+        return kind(
+            *args,
+            **{
+                **kwargs,
+                'metric': 'bbox',
+                'classwise': False,
+                'outfile_prefix': None,
+                **changes,
+            },
+        )

@@ -6,7 +6,7 @@ first in ``ADAPTERS``.
 """
 
 import inspect
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.paa_head import PAAHead
@@ -18,8 +18,12 @@ from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, InstanceList
 from torch import Tensor, nn
 
-from .refinement import (class_candidates, others_to_original_frame,
-                         require_plain_nms, to_original_frame)
+from .refinement import (
+    class_candidates,
+    others_to_original_frame,
+    require_plain_nms,
+    to_original_frame,
+)
 
 
 class DetectorAdapter:
@@ -38,14 +42,14 @@ class DetectorAdapter:
         return True
 
     @property
-    def num_classes(self) -> Optional[int]:
+    def num_classes(self) -> int | None:
         """Classes of the box head, None where it does not say."""
         parent = getattr(self.detector, 'roi_head', self.detector)
         head = _last(getattr(parent, 'bbox_head', None))
         return getattr(head, 'num_classes', None)
 
     @property
-    def levels(self) -> Optional[dict]:
+    def levels(self) -> dict | None:
         """``out_channels``, ``featmap_strides`` and ``finest_scale`` of a RoI
         extractor, None without one."""
         head = getattr(self.detector, 'roi_head', None)
@@ -54,11 +58,13 @@ class DetectorAdapter:
             return None
         strides = tuple(extractor.featmap_strides)
         return dict(
-            out_channels=extractor.out_channels, featmap_strides=strides,
-            finest_scale=getattr(extractor, 'finest_scale', 14 * strides[0]))
+            out_channels=extractor.out_channels,
+            featmap_strides=strides,
+            finest_scale=getattr(extractor, 'finest_scale', 14 * strides[0]),
+        )
 
     @property
-    def test_cfg(self) -> Optional[ConfigType]:
+    def test_cfg(self) -> ConfigType | None:
         """Settings with the ``nms`` that energies may order, if any."""
         return None
 
@@ -79,25 +85,34 @@ class DetectorAdapter:
             if result is None or 'bboxes' not in result:
                 raise ValueError(
                     f'{type(self.detector).__name__} predicts no boxes, and '
-                    'boxes are what the energy model refines')
+                    'boxes are what the energy model refines'
+                )
             if 'masks' in result:
                 raise ValueError(
                     f'the masks of {type(self.detector).__name__} are not '
                     'predicted from its boxes by a known way, so that '
-                    'refining the boxes would part them from their masks')
+                    'refining the boxes would part them from their masks'
+                )
         return results
 
     def candidates(self, inputs: Tensor, samples: SampleList) -> InstanceList:
         """Boxes above the score threshold before NMS, as ``detections``."""
         raise NotImplementedError
 
-    def finish(self, features: Sequence[Tensor], results: InstanceList,
-               samples: SampleList, rescale: bool) -> InstanceList:
+    def finish(
+        self,
+        features: Sequence[Tensor],
+        results: InstanceList,
+        samples: SampleList,
+        rescale: bool,
+    ) -> InstanceList:
         """What follows the refined boxes, and the frame that is wanted."""
         if not rescale:
             return results
-        return [to_original_frame(result, sample.metainfo)
-                for result, sample in zip(results, samples, strict=True)]
+        return [
+            to_original_frame(result, sample.metainfo)
+            for result, sample in zip(results, samples, strict=True)
+        ]
 
 
 class DenseAdapter(DetectorAdapter):
@@ -115,19 +130,23 @@ class DenseAdapter(DetectorAdapter):
             # PAA votes among boxes after its NMS, RTMDet-Ins has masks
             # there; neither offers boxes before.
             and not isinstance(head, (PAAHead, RTMDetInsHead))
-            and 'with_nms' in inspect.signature(
-                head.predict_by_feat).parameters)
+            and 'with_nms'
+            in inspect.signature(head.predict_by_feat).parameters
+        )
 
     @property
-    def test_cfg(self) -> Optional[ConfigType]:
+    def test_cfg(self) -> ConfigType | None:
         return self.detector.bbox_head.test_cfg
 
     def candidates(self, inputs: Tensor, samples: SampleList) -> InstanceList:
         head = self.detector.bbox_head
         outs = head(self.detector.extract_feat(inputs))
         return head.predict_by_feat(
-            *outs, batch_img_metas=[sample.metainfo for sample in samples],
-            rescale=False, with_nms=False)
+            *outs,
+            batch_img_metas=[sample.metainfo for sample in samples],
+            rescale=False,
+            with_nms=False,
+        )
 
 
 class TwoStageAdapter(DetectorAdapter):
@@ -138,13 +157,15 @@ class TwoStageAdapter(DetectorAdapter):
         if not isinstance(detector, TwoStageDetector):
             return False
         kind = type(getattr(detector, 'roi_head', None))
-        return (type(detector).predict is TwoStageDetector.predict
-                and getattr(kind, 'predict', None) is BaseRoIHead.predict
-                and kind.predict_bbox in (StandardRoIHead.predict_bbox,
-                                          CascadeRoIHead.predict_bbox))
+        return (
+            type(detector).predict is TwoStageDetector.predict
+            and getattr(kind, 'predict', None) is BaseRoIHead.predict
+            and kind.predict_bbox
+            in (StandardRoIHead.predict_bbox, CascadeRoIHead.predict_bbox)
+        )
 
     @property
-    def test_cfg(self) -> Optional[ConfigType]:
+    def test_cfg(self) -> ConfigType | None:
         return self.detector.roi_head.test_cfg
 
     def detections(self, inputs: Tensor, samples: SampleList) -> InstanceList:
@@ -159,15 +180,25 @@ class TwoStageAdapter(DetectorAdapter):
         x = self.detector.extract_feat(inputs)
         if samples[0].get('proposals') is None:
             proposals = self.detector.rpn_head.predict(
-                x, samples, rescale=False)
+                x, samples, rescale=False
+            )
         else:
             proposals = [sample.proposals for sample in samples]
         return self.detector.roi_head.predict_bbox(
-            x, [sample.metainfo for sample in samples], proposals,
-            rcnn_test_cfg=test_cfg, rescale=False)
+            x,
+            [sample.metainfo for sample in samples],
+            proposals,
+            rcnn_test_cfg=test_cfg,
+            rescale=False,
+        )
 
-    def finish(self, features: Sequence[Tensor], results: InstanceList,
-               samples: SampleList, rescale: bool) -> InstanceList:
+    def finish(
+        self,
+        features: Sequence[Tensor],
+        results: InstanceList,
+        samples: SampleList,
+        rescale: bool,
+    ) -> InstanceList:
         head = self.detector.roi_head
         if not head.with_mask:
             return super().finish(features, results, samples, rescale)
@@ -177,7 +208,10 @@ class TwoStageAdapter(DetectorAdapter):
 
 
 ADAPTERS: list[type[DetectorAdapter]] = [
-    TwoStageAdapter, DenseAdapter, DetectorAdapter]
+    TwoStageAdapter,
+    DenseAdapter,
+    DetectorAdapter,
+]
 
 
 def adapt(detector: nn.Module) -> DetectorAdapter:
@@ -185,5 +219,5 @@ def adapt(detector: nn.Module) -> DetectorAdapter:
     return next(kind for kind in ADAPTERS if kind.suits(detector))(detector)
 
 
-def _last(module: Optional[nn.Module]) -> Optional[nn.Module]:
+def _last(module: nn.Module | None) -> nn.Module | None:
     return module[-1] if isinstance(module, nn.ModuleList) else module

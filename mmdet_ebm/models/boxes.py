@@ -1,11 +1,10 @@
 """The boxes of a batch, before and after the ascent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor
-
 
 # Boxes evaluated at once where no graph is kept; bounds the memory.
 BOXES_PER_CHUNK = 512
@@ -21,30 +20,43 @@ class Boxes:
         image_index: (R,) int64 image of each box.
         counts: Boxes of each image; rows are in the order of the images.
     """
+
     corners: Tensor
     labels: Tensor
     image_index: Tensor
     counts: tuple[int, ...]
 
     @classmethod
-    def from_images(cls, corners: Sequence[Tensor],
-                    labels: Sequence[Tensor]) -> 'Boxes':
+    def from_images(
+        cls, corners: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> 'Boxes':
         """Join one (K_i, 4) and one (K_i,) tensor for each image."""
-        index = [torch.full_like(per_image, i)
-                 for i, per_image in enumerate(labels)]
-        return cls(torch.cat(list(corners)), torch.cat(list(labels)),
-                   torch.cat(index), tuple(map(len, labels)))
+        index = [
+            torch.full_like(per_image, i) for i, per_image in enumerate(labels)
+        ]
+        return cls(
+            torch.cat(list(corners)),
+            torch.cat(list(labels)),
+            torch.cat(index),
+            tuple(map(len, labels)),
+        )
 
     def chunks(self, rows: int) -> list['Boxes']:
         """Parts of at most so many rows, in copies that autograd accepts."""
-        columns = (t.clone().split(rows) for t in (
-            self.corners, self.labels, self.image_index))
-        return [Boxes(*part, (len(part[0]), )) for part in zip(*columns)]
+        columns = (
+            t.clone().split(rows)
+            for t in (self.corners, self.labels, self.image_index)
+        )
+        return [Boxes(*part, (len(part[0]),)) for part in zip(*columns)]
 
     def rows(self, index: Tensor) -> 'Boxes':
         """Some rows, without their grouping by images."""
-        return Boxes(self.corners[index], self.labels[index],
-                     self.image_index[index], (len(index), ))
+        return Boxes(
+            self.corners[index],
+            self.labels[index],
+            self.image_index[index],
+            (len(index),),
+        )
 
     def split(self, *tables: Tensor) -> list[tuple[Tensor, ...]]:
         """The rows of each image, for every table of R rows."""
@@ -61,6 +73,7 @@ class RefinedBoxes:
         initial_logdensity: (R,) log-density of the initial boxes.
         num_accepted: (R,) int64, ascent steps that were kept.
     """
+
     corners: Tensor
     logdensity: Tensor
     initial_logdensity: Tensor

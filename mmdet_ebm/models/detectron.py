@@ -8,7 +8,7 @@ its way in and results on their way out.
 Sources: the public code of py-faster-rcnn, Detectron and maskrcnn-benchmark.
 """
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
@@ -31,16 +31,18 @@ class DetectronAnchorGenerator(AnchorGenerator):
     first. Arguments are ``AnchorGenerator``'s.
     """
 
-    def gen_single_level_base_anchors(self,
-                                      base_size: float,
-                                      scales: Tensor,
-                                      ratios: Tensor,
-                                      center: Optional[tuple] = None
-                                      ) -> Tensor:
+    def gen_single_level_base_anchors(
+        self,
+        base_size: float,
+        scales: Tensor,
+        ratios: Tensor,
+        center: tuple | None = None,
+    ) -> Tensor:
         """Anchors (A, 4) of one level, ratios major."""
         if center is not None:
-            raise ValueError('DetectronAnchorGenerator takes no centers, got '
-                             f'{center}')
+            raise ValueError(
+                f'DetectronAnchorGenerator takes no centers, got {center}'
+            )
         widths = (base_size**2 / ratios).sqrt().round()
         heights = (widths * ratios).round()
         sides = torch.stack([widths, heights], -1)[:, None]
@@ -57,11 +59,13 @@ class DetectronBoxCoder(LegacyDeltaXYWHBBoxCoder):
     out on each side when it decodes. Arguments are the same.
     """
 
-    def decode(self,
-               bboxes: Tensor,
-               pred_bboxes: Tensor,
-               max_shape: Optional[Sequence[int]] = None,
-               wh_ratio_clip: float = 16 / 1000) -> Tensor:
+    def decode(
+        self,
+        bboxes: Tensor,
+        pred_bboxes: Tensor,
+        max_shape: Sequence[int] | None = None,
+        wh_ratio_clip: float = 16 / 1000,
+    ) -> Tensor:
         """Boxes from deltas, clipped to the pixels of the image.
 
         Args:
@@ -70,15 +74,22 @@ class DetectronBoxCoder(LegacyDeltaXYWHBBoxCoder):
             max_shape: Height and width of the image.
             wh_ratio_clip: Smallest factor on a side.
         """
-        decoded = get_box_tensor(super().decode(
-            bboxes, pred_bboxes, None, wh_ratio_clip))
+        decoded = get_box_tensor(
+            super().decode(bboxes, pred_bboxes, None, wh_ratio_clip)
+        )
         corners = decoded.unflatten(-1, (-1, 2, 2))
-        corners = torch.stack([corners[..., 0, :] + 0.5,
-                               corners[..., 1, :] - 0.5], -2)
+        corners = torch.stack(
+            [corners[..., 0, :] + 0.5, corners[..., 1, :] - 0.5], -2
+        )
         if max_shape is not None:
             height, width = max_shape[:2]
-            corners = torch.stack([corners[..., 0].clamp(0, width - 1),
-                                   corners[..., 1].clamp(0, height - 1)], -1)
+            corners = torch.stack(
+                [
+                    corners[..., 0].clamp(0, width - 1),
+                    corners[..., 1].clamp(0, height - 1),
+                ],
+                -1,
+            )
         return corners.flatten(-3)
 
 
@@ -90,8 +101,9 @@ class DetectronEnergyDetector(EnergyTwoStageDetector):
     ``EnergyTwoStageDetector``'s; the coders should be ``DetectronBoxCoder``.
     """
 
-    def loss(self, batch_inputs: Tensor,
-             batch_data_samples: SampleList) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
         """See ``EnergyTwoStageDetector.loss``."""
         inclusive = []
         for sample in batch_data_samples:
@@ -99,16 +111,21 @@ class DetectronEnergyDetector(EnergyTwoStageDetector):
             sample = sample.new()
             for name in ('gt_instances', 'ignored_instances'):
                 if name in sample:
-                    sample.set_field(_moved_ends(
-                        sample.get(name), ('bboxes', ), [-p for p in pixel]),
-                        name)
+                    sample.set_field(
+                        _moved_ends(
+                            sample.get(name), ('bboxes',), [-p for p in pixel]
+                        ),
+                        name,
+                    )
             inclusive.append(sample)
         return super().loss(batch_inputs, inclusive)
 
-    def predict(self,
-                batch_inputs: Tensor,
-                batch_data_samples: SampleList,
-                rescale: bool = True) -> SampleList:
+    def predict(
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+    ) -> SampleList:
         """See ``TwoStageDetector.predict``."""
         samples = super().predict(batch_inputs, batch_data_samples, rescale)
         fields = ('bboxes', 'initial_bboxes')
@@ -118,7 +135,8 @@ class DetectronEnergyDetector(EnergyTwoStageDetector):
             plain = found.get('plain_instances')
             if plain is not None:
                 found.set_metainfo(
-                    dict(plain_instances=_moved_ends(plain, fields, pixel)))
+                    dict(plain_instances=_moved_ends(plain, fields, pixel))
+                )
             sample.pred_instances = found
         return samples
 
@@ -128,8 +146,9 @@ def _original_pixel(meta: dict) -> tuple[float, float]:
     return tuple(meta.get('scale_factor', (1, 1)))
 
 
-def _moved_ends(instances: InstanceData, fields: Sequence[str],
-                distance: Sequence[float]) -> InstanceData:
+def _moved_ends(
+    instances: InstanceData, fields: Sequence[str], distance: Sequence[float]
+) -> InstanceData:
     """A copy whose boxes end further right and down."""
     result = instances.new()
     for name in fields:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,6 @@ from mmcv.cnn import build_activation_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-
 
 _ROWS_FROM_THE_LEFT = 64
 
@@ -38,32 +36,47 @@ class EnergyHead(BaseModule):
         init_cfg: mmengine's initialisation, overriding the published one.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int = 256,
-                 roi_feat_size: Union[int, tuple[int, int]] = 7,
-                 fc_out_channels: int = 1024,
-                 num_fcs: int = 2,
-                 class_agnostic: bool = False,
-                 reduced_channels: Optional[int] = None,
-                 act_cfg: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 256,
+        roi_feat_size: int | tuple[int, int] = 7,
+        fc_out_channels: int = 1024,
+        num_fcs: int = 2,
+        class_agnostic: bool = False,
+        reduced_channels: int | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         if num_classes < 1 or num_fcs < 1:
-            raise ValueError('num_classes and num_fcs must be positive, got '
-                             f'{num_classes} and {num_fcs}')
+            raise ValueError(
+                'num_classes and num_fcs must be positive, got '
+                f'{num_classes} and {num_fcs}'
+            )
         if reduced_channels is not None and not (
-                1 <= reduced_channels <= in_channels):
-            raise ValueError('reduced_channels must lie between 1 and the '
-                             f'{in_channels} in_channels, got '
-                             f'{reduced_channels}')
+            1 <= reduced_channels <= in_channels
+        ):
+            raise ValueError(
+                'reduced_channels must lie between 1 and the '
+                f'{in_channels} in_channels, got '
+                f'{reduced_channels}'
+            )
         if init_cfg is None:
             init_cfg = dict(
-                type='Kaiming', layer='Linear', a=1, mode='fan_in',
-                nonlinearity='leaky_relu', distribution='uniform',
-                override=dict(type='Normal', name='fc_logdensity', std=0.001))
+                type='Kaiming',
+                layer='Linear',
+                a=1,
+                mode='fan_in',
+                nonlinearity='leaky_relu',
+                distribution='uniform',
+                override=dict(type='Normal', name='fc_logdensity', std=0.001),
+            )
         super().__init__(init_cfg=init_cfg)
-        bins = ((roi_feat_size, roi_feat_size) if isinstance(
-            roi_feat_size, int) else tuple(roi_feat_size))
+        bins = (
+            (roi_feat_size, roi_feat_size)
+            if isinstance(roi_feat_size, int)
+            else tuple(roi_feat_size)
+        )
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.in_shape = (in_channels, *bins)
@@ -74,13 +87,18 @@ class EnergyHead(BaseModule):
             first_shape = (reduced_channels, *bins)
         layers = []
         for i in range(num_fcs):
-            layers.append(nn.Linear(fc_out_channels, fc_out_channels) if i else
-                          PooledLinear(first_shape, fc_out_channels))
-            layers.append(build_activation_layer(
-                dict(act_cfg or dict(type='ReLU'))))
+            layers.append(
+                nn.Linear(fc_out_channels, fc_out_channels)
+                if i
+                else PooledLinear(first_shape, fc_out_channels)
+            )
+            layers.append(
+                build_activation_layer(dict(act_cfg or dict(type='ReLU')))
+            )
         self.shared_fcs = nn.Sequential(*layers)
-        self.fc_logdensity = nn.Linear(fc_out_channels,
-                                       1 if class_agnostic else num_classes)
+        self.fc_logdensity = nn.Linear(
+            fc_out_channels, 1 if class_agnostic else num_classes
+        )
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Log-density of each pooled box for its class.
@@ -106,7 +124,8 @@ class EnergyHead(BaseModule):
             raise ValueError(
                 'the energy head was built for pooled features of shape (R, '
                 f'{", ".join(map(str, self.in_shape))}) and got '
-                f'{tuple(pooled.shape)}; check in_channels and roi_feat_size')
+                f'{tuple(pooled.shape)}; check in_channels and roi_feat_size'
+            )
 
     @property
     def first_layer(self) -> nn.Linear:
@@ -121,8 +140,11 @@ class EnergyHead(BaseModule):
             labels: (R,) int64.
         """
         hidden = self.first_layer.finish(products)
-        layers = self.shared_fcs[1:] if self.reduction is None else (
-            self.shared_fcs)
+        layers = (
+            self.shared_fcs[1:]
+            if self.reduction is None
+            else (self.shared_fcs)
+        )
         return self._of_class(layers(hidden), labels)
 
     def _of_class(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -154,12 +176,15 @@ class PooledLinear(nn.Linear):
         out_features: Width of the output.
     """
 
-    def __init__(self, in_shape: tuple[int, int, int],
-                 out_features: int) -> None:
+    def __init__(
+        self, in_shape: tuple[int, int, int], out_features: int
+    ) -> None:
         super().__init__(math.prod(in_shape), out_features)
         self.weight = nn.Parameter(
-            self.weight.detach().view(out_features, *in_shape).contiguous(
-                memory_format=torch.channels_last))
+            self.weight.detach()
+            .view(out_features, *in_shape)
+            .contiguous(memory_format=torch.channels_last)
+        )
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, P, Q) -> (R, out_features)."""
@@ -194,7 +219,9 @@ class PooledLinear(nn.Linear):
         # An ordinary linear layer's weight, of features flattened as C, P, Q.
         weight = state_dict.get(prefix + 'weight')
         if weight is not None and weight.shape == (
-                self.out_features, self.in_features):
+            self.out_features,
+            self.in_features,
+        ):
             state_dict[prefix + 'weight'] = weight.view_as(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -210,8 +237,9 @@ class ChannelReduction(nn.Linear):
         out_channels: c.
     """
 
-    def __init__(self, in_shape: tuple[int, int, int],
-                 out_channels: int) -> None:
+    def __init__(
+        self, in_shape: tuple[int, int, int], out_channels: int
+    ) -> None:
         super().__init__(in_shape[0], out_channels)
         self.bins = tuple(in_shape[1:])
 
@@ -241,14 +269,16 @@ class ChannelReduction(nn.Linear):
 def _is_smooth(activation: nn.Module) -> bool:
     activation = copy.deepcopy(activation).to('cpu', torch.float64)
     with torch.inference_mode(False), torch.enable_grad():
-        x = torch.linspace(-6, 6, 2001, dtype=torch.float64,
-                           device='cpu').requires_grad_()
+        x = torch.linspace(
+            -6, 6, 2001, dtype=torch.float64, device='cpu'
+        ).requires_grad_()
         # A function of its own for each x; inplace ones need a copy.
-        slope, = torch.autograd.grad(
-            activation(x.clone()).sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad(
+            activation(x.clone()).sum(), x, create_graph=True
+        )
         if not slope.requires_grad:
             return False
-        curvature, = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
     if curvature is None:
         return False
     change = slope[1:] - slope[0]

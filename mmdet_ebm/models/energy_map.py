@@ -1,7 +1,7 @@
 """The log-density around one detection, to be looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from mmdet.structures import DetDataSample
@@ -33,6 +33,7 @@ class EnergyMap:
         corners: (P, 4) of the path.
         std: (4,) standard deviations of the refined box's sides.
     """
+
     shift: Tensor
     centre_map: Tensor
     log_size: Tensor
@@ -44,12 +45,14 @@ class EnergyMap:
 
 
 @torch.no_grad()
-def compute_energy_map(refiner: EnergyRefiner,
-                       surface: FeatureSurface,
-                       samples: Sequence[DetDataSample],
-                       image: int,
-                       detection: int,
-                       resolution: int = 41) -> EnergyMap:
+def compute_energy_map(
+    refiner: EnergyRefiner,
+    surface: FeatureSurface,
+    samples: Sequence[DetDataSample],
+    image: int,
+    detection: int,
+    resolution: int = 41,
+) -> EnergyMap:
     """Look at one detection of a batch.
 
     Args:
@@ -65,8 +68,9 @@ def compute_energy_map(refiner: EnergyRefiner,
     """
     found = samples[image].pred_instances
     if not 0 <= detection < len(found):
-        raise IndexError(f'there is no detection {detection}: the image has '
-                         f'{len(found)}')
+        raise IndexError(
+            f'there is no detection {detection}: the image has {len(found)}'
+        )
     path = _ascent_path(refiner, surface, samples, image, detection)
     start, end = _rows(path, 0), _rows(path, len(path.labels) - 1)
     # The level of the initial box throughout, as in the ascent.
@@ -82,16 +86,21 @@ def compute_energy_map(refiner: EnergyRefiner,
     # Normalised as the estimator does; by the maximum where it cannot tell.
     temperature = refiner.uncertainty_estimator.temperature
     offset = (known.logprob[0] - at_end / temperature).nan_to_num(
-        -float(at_end) / temperature)
+        -float(at_end) / temperature
+    )
 
     def grid(first):
-        reach = torch.maximum(1.3 * relative[:, first:first + 2].abs().max(),
-                              3 * deviation[first:first + 2].max())
+        reach = torch.maximum(
+            1.3 * relative[:, first : first + 2].abs().max(),
+            3 * deviation[first : first + 2].max(),
+        )
         axis = torch.linspace(-1, 1, resolution).to(relative) * reach.clamp(
-            *_RANGE)
+            *_RANGE
+        )
         points = relative.new_zeros(resolution, resolution, 4)
         points[..., first + 1], points[..., first] = torch.meshgrid(
-            axis, axis, indexing='ij')
+            axis, axis, indexing='ij'
+        )
         values = [f(part[None])[0] for part in points]  # row by row
         return axis.cpu(), (torch.stack(values) / temperature + offset).cpu()
 
@@ -100,15 +109,24 @@ def compute_energy_map(refiner: EnergyRefiner,
     scale = samples[image].metainfo.get('scale_factor', (1.0, 1.0))
     scale = relative.new_tensor(scale).repeat(2)
     return EnergyMap(
-        shift, centre_map, log_size, size_map, relative.cpu(),
-        f(relative[None])[0].cpu(), (path.corners / scale).cpu(),
-        (known.std[0] / scale).cpu())
+        shift,
+        centre_map,
+        log_size,
+        size_map,
+        relative.cpu(),
+        f(relative[None])[0].cpu(),
+        (path.corners / scale).cpu(),
+        (known.std[0] / scale).cpu(),
+    )
 
 
 def _ascent_path(refiner, surface, samples, image, detection) -> Boxes:
     """Boxes after 0, 1, ... steps, by ascents of that many steps."""
-    field = ('initial_bboxes' if 'initial_bboxes' in
-             samples[image].pred_instances else 'bboxes')
+    field = (
+        'initial_bboxes'
+        if 'initial_bboxes' in samples[image].pred_instances
+        else 'bboxes'
+    )
     boxes, sizes = network_boxes(samples, field)
     start = _rows(boxes, sum(boxes.counts[:image]) + detection)
     corners = [start.corners]
@@ -121,8 +139,12 @@ def _ascent_path(refiner, surface, samples, image, detection) -> Boxes:
         finally:
             refiner.num_steps = usual
     rows = len(corners)
-    return Boxes(torch.cat(corners), start.labels.expand(rows),
-                 start.image_index.expand(rows), (rows, ))
+    return Boxes(
+        torch.cat(corners),
+        start.labels.expand(rows),
+        start.image_index.expand(rows),
+        (rows,),
+    )
 
 
 def _refined(refiner, surface, start, sizes, image) -> Tensor:
@@ -130,11 +152,14 @@ def _refined(refiner, surface, start, sizes, image) -> Tensor:
     counts = [0] * len(sizes)
     counts[image] = 1
     return refiner.refine(
-        surface, Boxes(start.corners, start.labels, start.image_index,
-                       tuple(counts)), sizes).corners
+        surface,
+        Boxes(start.corners, start.labels, start.image_index, tuple(counts)),
+        sizes,
+    ).corners
 
 
 def _rows(boxes: Boxes, row: int) -> Boxes:
     part = slice(row, row + 1)
-    return Boxes(boxes.corners[part], boxes.labels[part],
-                 boxes.image_index[part], (1, ))
+    return Boxes(
+        boxes.corners[part], boxes.labels[part], boxes.image_index[part], (1,)
+    )

@@ -1,16 +1,19 @@
 """mmdet's standard RoI head with energies behind its box head."""
 
-from typing import Optional
-
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, InstanceList
 from torch import Tensor
 
-from .refinement import (Refinement, build_refiner, class_candidates,
-                         energy_loss, others_to_original_frame,
-                         refine_detections)
+from .refinement import (
+    Refinement,
+    build_refiner,
+    class_candidates,
+    energy_loss,
+    others_to_original_frame,
+    refine_detections,
+)
 
 
 @MODELS.register_module()
@@ -29,48 +32,62 @@ class EnergyRoIHead(StandardRoIHead):
         **kwargs: Arguments of ``StandardRoIHead``.
     """
 
-    def __init__(self,
-                 refiner: ConfigType,
-                 refinement: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self, refiner: ConfigType, refinement: dict | None = None, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         levels = self.bbox_roi_extractor
         self.refiner = build_refiner(
-            refiner, self.bbox_head.num_classes, levels.out_channels,
-            levels.featmap_strides, getattr(levels, 'finest_scale', 56))
+            refiner,
+            self.bbox_head.num_classes,
+            levels.out_channels,
+            levels.featmap_strides,
+            getattr(levels, 'finest_scale', 56),
+        )
         self.refinement = Refinement(**(refinement or {}))
 
-    def energy_loss(self, x: tuple[Tensor],
-                    batch_data_samples: SampleList) -> dict[str, Tensor]:
+    def energy_loss(
+        self, x: tuple[Tensor], batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
         """Loss of the energy model alone, on ground truth."""
         return energy_loss(self.refiner, x, batch_data_samples)
 
-    def loss(self, x: tuple[Tensor], rpn_results_list: InstanceList,
-             batch_data_samples: SampleList) -> dict[str, Tensor]:
+    def loss(
+        self,
+        x: tuple[Tensor],
+        rpn_results_list: InstanceList,
+        batch_data_samples: SampleList,
+    ) -> dict[str, Tensor]:
         """Losses of the box head (and mask head) and of the energy model."""
         losses = super().loss(x, rpn_results_list, batch_data_samples)
         losses.update(self.energy_loss(x, batch_data_samples))
         return losses
 
-    def predict(self,
-                x: tuple[Tensor],
-                rpn_results_list: InstanceList,
-                batch_data_samples: SampleList,
-                rescale: bool = False) -> InstanceList:
+    def predict(
+        self,
+        x: tuple[Tensor],
+        rpn_results_list: InstanceList,
+        batch_data_samples: SampleList,
+        rescale: bool = False,
+    ) -> InstanceList:
         """See ``StandardRoIHead.predict``."""
-        results = super().predict(x, rpn_results_list, batch_data_samples,
-                                  rescale)
+        results = super().predict(
+            x, rpn_results_list, batch_data_samples, rescale
+        )
         if rescale and self.with_mask:
             return others_to_original_frame(
-                results, [sample.metainfo for sample in batch_data_samples])
+                results, [sample.metainfo for sample in batch_data_samples]
+            )
         return results
 
-    def predict_bbox(self,
-                     x: tuple[Tensor],
-                     batch_img_metas: list[dict],
-                     rpn_results_list: InstanceList,
-                     rcnn_test_cfg: ConfigType,
-                     rescale: bool = False) -> InstanceList:
+    def predict_bbox(
+        self,
+        x: tuple[Tensor],
+        batch_img_metas: list[dict],
+        rpn_results_list: InstanceList,
+        rcnn_test_cfg: ConfigType,
+        rescale: bool = False,
+    ) -> InstanceList:
         """Detections after the stages of ``refinement``.
 
         Beside the fields of ``StandardRoIHead.predict_bbox``, results carry
@@ -79,19 +96,26 @@ class EnergyRoIHead(StandardRoIHead):
         """
         stages = self.refinement
         if rcnn_test_cfg is None or not stages.is_on:
-            return super().predict_bbox(x, batch_img_metas, rpn_results_list,
-                                        rcnn_test_cfg, rescale)
+            return super().predict_bbox(
+                x, batch_img_metas, rpn_results_list, rcnn_test_cfg, rescale
+            )
         raw = super().predict_bbox(
-            x, batch_img_metas, rpn_results_list,
-            None if stages.energy_nms else rcnn_test_cfg, rescale=False)
+            x,
+            batch_img_metas,
+            rpn_results_list,
+            None if stages.energy_nms else rcnn_test_cfg,
+            rescale=False,
+        )
         return self.refine_raw(x, raw, batch_img_metas, rcnn_test_cfg, rescale)
 
-    def refine_raw(self,
-                   x: tuple[Tensor],
-                   raw: InstanceList,
-                   batch_img_metas: list[dict],
-                   rcnn_test_cfg: ConfigType,
-                   rescale: bool = False) -> InstanceList:
+    def refine_raw(
+        self,
+        x: tuple[Tensor],
+        raw: InstanceList,
+        batch_img_metas: list[dict],
+        rcnn_test_cfg: ConfigType,
+        rescale: bool = False,
+    ) -> InstanceList:
         """The stages of ``refinement`` on what the box head predicted.
 
         Args:
@@ -105,5 +129,12 @@ class EnergyRoIHead(StandardRoIHead):
         stages = self.refinement
         if stages.energy_nms:
             raw = [class_candidates(r, rcnn_test_cfg.score_thr) for r in raw]
-        return refine_detections(self.refiner, stages, x, raw,
-                                 batch_img_metas, rcnn_test_cfg, rescale)
+        return refine_detections(
+            self.refiner,
+            stages,
+            x,
+            raw,
+            batch_img_metas,
+            rcnn_test_cfg,
+            rescale,
+        )

@@ -33,7 +33,8 @@ class EnergyTwoStageDetector(TrainsEnergyModel, TwoStageDetector):
             raise TypeError(
                 'EnergyTwoStageDetector needs model.roi_head of type '
                 f'EnergyRoIHead, got {type(self.roi_head).__name__}; see '
-                'the config in the README')
+                'the config in the README'
+            )
         self.freeze_if_wanted(freeze_detector)
 
     @property
@@ -50,8 +51,9 @@ class EnergyTwoStageDetector(TrainsEnergyModel, TwoStageDetector):
     def refinement(self, stages: Refinement) -> None:
         self.roi_head.refinement = stages
 
-    def loss(self, batch_inputs: Tensor,
-             batch_data_samples: SampleList) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
         """The energy model's loss, with the detector's if it is not frozen."""
         if not self.freeze_detector:
             return super().loss(batch_inputs, batch_data_samples)

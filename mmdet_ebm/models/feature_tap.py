@@ -1,8 +1,8 @@
 """Feature maps of any detector, without knowing how it computes them."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ class Recording:
         neck_maps: Maps (N, C, H_l, W_l) of the neck.
         memory: (N, sum of H_l W_l, C) tokens of the encoder, if recorded.
     """
+
     neck_maps: Sequence[Tensor] = ()
-    memory: Optional[Tensor] = None
+    memory: Tensor | None = None
 
     @property
     def maps(self) -> Sequence[Tensor]:
@@ -28,8 +29,10 @@ class Recording:
             return self.neck_maps
         sizes = [m.shape[-2:] for m in self.neck_maps]
         pieces = self.memory.split([h * w for h, w in sizes], dim=1)
-        return [piece.transpose(1, 2).unflatten(2, size)
-                for piece, size in zip(pieces, sizes)]
+        return [
+            piece.transpose(1, 2).unflatten(2, size)
+            for piece, size in zip(pieces, sizes)
+        ]
 
 
 class FeatureTap:
@@ -47,17 +50,22 @@ class FeatureTap:
 
     def __init__(self, detector: nn.Module, source: str = 'neck') -> None:
         if source not in SOURCES:
-            raise ValueError(f'features must be one of {SOURCES}, got '
-                             f'{source!r}')
+            raise ValueError(
+                f'features must be one of {SOURCES}, got {source!r}'
+            )
         if source == 'encoder' and not hasattr(detector, 'forward_encoder'):
             raise ValueError(
                 f"features='encoder' needs a transformer, and "
                 f'{type(detector).__name__} has no encoder; use '
-                "features='neck'")
+                "features='neck'"
+            )
         self._detector = detector
         self._source = source
-        self._neck = (detector.neck if getattr(detector, 'neck', None)
-                      is not None else detector.backbone)
+        self._neck = (
+            detector.neck
+            if getattr(detector, 'neck', None) is not None
+            else detector.backbone
+        )
 
     @contextmanager
     def running(self) -> Iterator[Recording]:
@@ -68,7 +76,8 @@ class FeatureTap:
             modules['memory'] = self._detector.encoder
         handles = [
             module.register_forward_hook(
-                lambda _, __, out, name=name: setattr(recording, name, out))
+                lambda _, __, out, name=name: setattr(recording, name, out)
+            )
             for name, module in modules.items()
         ]
         try:
@@ -83,7 +92,8 @@ class FeatureTap:
             x = self._detector.extract_feat(inputs)
             if self._source == 'encoder':
                 self._detector.forward_encoder(
-                    **self._detector.pre_transformer(x, samples)[0])
+                    **self._detector.pre_transformer(x, samples)[0]
+                )
         return recording.maps
 
     @torch.no_grad()
@@ -102,20 +112,22 @@ class FeatureTap:
         detector.eval()
         try:
             with self.running() as recording:
-                detector.extract_feat(
-                    weight.new_zeros(1, colours, side, side))
+                detector.extract_feat(weight.new_zeros(1, colours, side, side))
         except RuntimeError as error:
             raise ValueError(
                 f'{type(detector).__name__} could not be run on an image of '
                 f'{side} x {side} pixels to see its levels ({error}); set '
                 'model.refiner.roi_extractor=dict(out_channels=..., '
-                'featmap_strides=(...))') from error
+                'featmap_strides=(...))'
+            ) from error
         finally:
             detector.train(training)
         channels = [m.shape[1] for m in recording.neck_maps]
         if len(set(channels)) != 1:
             raise ValueError(
                 'the energy model pools from levels of equal channels, and '
-                f'those of {type(detector).__name__} have {channels}')
-        return channels[0], tuple(side // m.shape[-1]
-                                  for m in recording.neck_maps)
+                f'those of {type(detector).__name__} have {channels}'
+            )
+        return channels[0], tuple(
+            side // m.shape[-1] for m in recording.neck_maps
+        )

@@ -1,7 +1,5 @@
 """IoU-Net's refinement."""
 
-from typing import Optional
-
 from mmdet.registry import MODELS
 from torch import Tensor
 
@@ -39,34 +37,49 @@ class IoUNetRefiner(EnergyRefiner):
     not said, here they do.
     """
 
-    def __init__(self,
-                 roi_extractor: dict,
-                 head: dict,
-                 loss: dict,
-                 num_steps: int = 5,
-                 step_length: float = 0.5,
-                 min_change: float = 0.001,
-                 max_fall: float = 0.01,
-                 min_box_size: float = 2.0,
-                 fix_level: bool = True,
-                 uncertainty: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        roi_extractor: dict,
+        head: dict,
+        loss: dict,
+        num_steps: int = 5,
+        step_length: float = 0.5,
+        min_change: float = 0.001,
+        max_fall: float = 0.01,
+        min_box_size: float = 2.0,
+        fix_level: bool = True,
+        uncertainty: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(
-            roi_extractor, head, loss, num_steps=num_steps,
-            step_length=(step_length, step_length), min_box_size=min_box_size,
-            fix_level=fix_level, uncertainty=uncertainty, init_cfg=init_cfg)
+            roi_extractor,
+            head,
+            loss,
+            num_steps=num_steps,
+            step_length=(step_length, step_length),
+            min_box_size=min_box_size,
+            fix_level=fix_level,
+            uncertainty=uncertainty,
+            init_cfg=init_cfg,
+        )
         self.min_change = min_change
         self.max_fall = max_fall
 
-    def ascend(self, corner_logdensity_fn: LogDensityFn,
-               corners: Tensor) -> tuple[Tensor, AscentResult]:
+    def ascend(
+        self, corner_logdensity_fn: LogDensityFn, corners: Tensor
+    ) -> tuple[Tensor, AscentResult]:
         """See ``EnergyRefiner.ascend``."""
 
         def step_length(current: Tensor) -> Tensor:
             sides = (current[..., 2:] - current[..., :2]).clamp(min=0)
             return self.step_length[0] * sides.repeat(1, 1, 2)
 
-        result = stopping_ascent(corner_logdensity_fn, corners[:, None],
-                                 step_length, self.num_steps, self.min_change,
-                                 self.max_fall)
+        result = stopping_ascent(
+            corner_logdensity_fn,
+            corners[:, None],
+            step_length,
+            self.num_steps,
+            self.min_change,
+            self.max_fall,
+        )
         return result.y[:, 0], result

@@ -1,6 +1,6 @@
 """A loss differentiated part by part, while the pooled features are there."""
 
-from typing import Callable, Iterable, Optional
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,9 +10,11 @@ from torch.autograd.function import once_differentiable
 from .energy_head import EnergyHead
 
 
-def loss_by_parts(head: EnergyHead, parts: Iterable[tuple[Tensor, Tensor]],
-                  part_loss: Callable[[int, Tensor], Tensor]
-                  ) -> tuple[Tensor, Tensor]:
+def loss_by_parts(
+    head: EnergyHead,
+    parts: Iterable[tuple[Tensor, Tensor]],
+    part_loss: Callable[[int, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
     """The sum of a loss over parts of a batch, and f.
 
     Pooled features are what a training step mostly holds. Here those of one
@@ -38,29 +40,33 @@ def loss_by_parts(head: EnergyHead, parts: Iterable[tuple[Tensor, Tensor]],
     return _LossByParts.apply(head, parts, part_loss, *head.parameters())
 
 
-def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Precision of products under autocast; None where it is off."""
     kind = device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(
-            kind):
+        kind
+    ):
         return torch.get_autocast_dtype(kind)
     return None
 
 
 class _LossByParts(Function):
-
     @staticmethod
     def forward(ctx, head, parts, part_loss, *parameters):
         first = head.first_layer
         weight = first.flat_weight().detach()
         dtype = autocast_dtype(weight.device) or weight.dtype
         low = weight.to(dtype)
-        grad_weight = (torch.zeros_like(weight)
-                       if first.weight.requires_grad else None)
+        grad_weight = (
+            torch.zeros_like(weight) if first.weight.requires_grad else None
+        )
         # All parameters but the first weight, whose gradient is much larger
         # than the others' and is summed up by the product itself.
-        others = {i: p for i, p in enumerate(parameters)
-                  if p is not first.weight and p.requires_grad}
+        others = {
+            i: p
+            for i, p in enumerate(parameters)
+            if p is not first.weight and p.requires_grad
+        }
         grads = {i: torch.zeros_like(p) for i, p in others.items()}
         total, values = weight.new_zeros(()), [weight.new_zeros(0)]
         for pooled, labels in parts:
@@ -71,8 +77,8 @@ class _LossByParts(Function):
                 logdensity = head.from_products(products, labels)
                 loss = part_loss(len(values) - 1, logdensity)
                 grad_products, *part_grads = torch.autograd.grad(
-                    loss, [products, *others.values()],
-                    materialize_grads=True)
+                    loss, [products, *others.values()], materialize_grads=True
+                )
             for i, grad in zip(others, part_grads):
                 grads[i] += grad
             if grad_weight is not None:
@@ -92,8 +98,12 @@ class _LossByParts(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        return (None, None, None, *(
-            None if g is None else g * grad for g in ctx.saved_tensors))
+        return (
+            None,
+            None,
+            None,
+            *(None if g is None else g * grad for g in ctx.saved_tensors),
+        )
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,13 +1,22 @@
 """The training methods as mmdet loss components, to be named in a config."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..core import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet, LogDensityFn,
-                    NCEPlus)
+from ..core import (
+    DSM,
+    KLDIS,
+    MLIS,
+    MLMCMC,
+    NCE,
+    SM,
+    IoUNet,
+    LogDensityFn,
+    NCEPlus,
+)
 
 
 class EnergyLoss(nn.Module):
@@ -19,19 +28,22 @@ class EnergyLoss(nn.Module):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self, method: nn.Module, reduction: str,
-                 loss_weight: float) -> None:
+    def __init__(
+        self, method: nn.Module, reduction: str, loss_weight: float
+    ) -> None:
         super().__init__()
         self.method = method
         self.reduction = _checked_reduction(reduction)
         self.loss_weight = loss_weight
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                weight: Optional[Tensor] = None,
-                avg_factor: Optional[float] = None,
-                reduction_override: Optional[str] = None) -> Tensor:
+    def forward(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
         """Weighted and reduced loss.
 
         Args:
@@ -46,20 +58,27 @@ class EnergyLoss(nn.Module):
             A scalar, or (N,) for the reduction 'none'. Zero with a graph when
             there are no instances.
         """
-        return self.reduce(self.method(logdensity_fn, targets), weight,
-                           avg_factor, reduction_override)
+        return self.reduce(
+            self.method(logdensity_fn, targets),
+            weight,
+            avg_factor,
+            reduction_override,
+        )
 
-    def reduce(self,
-               losses: Tensor,
-               weight: Optional[Tensor] = None,
-               avg_factor: Optional[float] = None,
-               reduction_override: Optional[str] = None) -> Tensor:
+    def reduce(
+        self,
+        losses: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
         """What :meth:`forward` makes of the method's losses (N,)."""
         reduction = _checked_reduction(reduction_override or self.reduction)
         if reduction == 'mean' and avg_factor is None:
             avg_factor = max(len(losses), 1)  # the mean of nothing is zero
-        return self.loss_weight * weight_reduce_loss(losses, weight, reduction,
-                                                     avg_factor)
+        return self.loss_weight * weight_reduce_loss(
+            losses, weight, reduction, avg_factor
+        )
 
 
 @MODELS.register_module()
@@ -74,14 +93,17 @@ class NCEPlusLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 sigmas: Sequence = (0.075, 0.15, 0.3),
-                 num_samples: int = 127,
-                 beta: float = 0.1,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        sigmas: Sequence = (0.075, 0.15, 0.3),
+        num_samples: int = 127,
+        beta: float = 0.1,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(
-            NCEPlus(sigmas, num_samples, beta), reduction, loss_weight)
+            NCEPlus(sigmas, num_samples, beta), reduction, loss_weight
+        )
 
 
 @MODELS.register_module()
@@ -95,11 +117,13 @@ class NCELoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 sigmas: Sequence = (0.075, 0.15, 0.3),
-                 num_samples: int = 127,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        sigmas: Sequence = (0.075, 0.15, 0.3),
+        num_samples: int = 127,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(NCE(sigmas, num_samples), reduction, loss_weight)
 
 
@@ -114,11 +138,13 @@ class MLISLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 sigmas: Sequence = (0.0375, 0.075, 0.15),
-                 num_samples: int = 128,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        sigmas: Sequence = (0.0375, 0.075, 0.15),
+        num_samples: int = 128,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(MLIS(sigmas, num_samples), reduction, loss_weight)
 
 
@@ -134,14 +160,17 @@ class KLDISLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 sigmas: Sequence = (0.0375, 0.075, 0.15),
-                 num_samples: int = 128,
-                 sigma_gt: float = 0.0225,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        sigmas: Sequence = (0.0375, 0.075, 0.15),
+        num_samples: int = 128,
+        sigma_gt: float = 0.0225,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(
-            KLDIS(sigmas, num_samples, sigma_gt), reduction, loss_weight)
+            KLDIS(sigmas, num_samples, sigma_gt), reduction, loss_weight
+        )
 
 
 @MODELS.register_module()
@@ -156,14 +185,17 @@ class MLMCMCLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 step_size: float = 1e-5,
-                 num_steps: int = 8,
-                 num_samples: int = 128,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        step_size: float = 1e-5,
+        num_steps: int = 8,
+        num_samples: int = 128,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(
-            MLMCMC(step_size, num_steps, num_samples), reduction, loss_weight)
+            MLMCMC(step_size, num_steps, num_samples), reduction, loss_weight
+        )
 
 
 @MODELS.register_module()
@@ -178,9 +210,9 @@ class SMLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self, reduction: str = 'mean', loss_weight: float = 1.0
+    ) -> None:
         super().__init__(SM(), reduction, loss_weight)
 
 
@@ -197,11 +229,13 @@ class DSMLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 sigma: float = 0.075,
-                 num_samples: int = 128,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        sigma: float = 0.075,
+        num_samples: int = 128,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(DSM(sigma, num_samples), reduction, loss_weight)
 
 
@@ -219,17 +253,19 @@ class LocalizationConfidenceLoss(EnergyLoss):
         loss_weight: Factor on the loss.
     """
 
-    def __init__(self,
-                 num_samples: int = 128,
-                 min_iou: float = 0.5,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
-        super().__init__(
-            IoUNet(num_samples, min_iou), reduction, loss_weight)
+    def __init__(
+        self,
+        num_samples: int = 128,
+        min_iou: float = 0.5,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(IoUNet(num_samples, min_iou), reduction, loss_weight)
 
 
 def _checked_reduction(reduction: str) -> str:
     if reduction not in ('none', 'mean', 'sum'):
-        raise ValueError("reduction must be 'none', 'mean' or 'sum', got "
-                         f'{reduction!r}')
+        raise ValueError(
+            f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
+        )
     return reduction

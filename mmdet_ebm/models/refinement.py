@@ -4,8 +4,8 @@ Training: ground truth of the samples -> the refiner's loss. Test: candidates
 -> log-densities -> NMS ordered by them -> gradient ascent -> original frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
 
 import torch
 from mmcv.ops import batched_nms
@@ -18,8 +18,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..ops import FeatureSurface
-from .energy_nms import competing, energy_nms
 from .boxes import Boxes
+from .energy_nms import competing, energy_nms
 from .refiner import EnergyRefiner
 
 # Fields (K, 4) of results whose columns are along x, y, x, y, in pixels.
@@ -45,6 +45,7 @@ class Refinement:
         keep_plain: Also give what the detector finds by itself, as
             ``plain_instances``, for a metric to compare with.
     """
+
     energy_nms: bool = True
     ascent: bool = True
     nms_pre: int = 1000
@@ -58,9 +59,13 @@ class Refinement:
         return self.energy_nms or self.ascent or self.uncertainty
 
 
-def build_refiner(refiner: ConfigType, num_classes: int, out_channels: int,
-                  featmap_strides: Sequence[int],
-                  finest_scale: int) -> EnergyRefiner:
+def build_refiner(
+    refiner: ConfigType,
+    num_classes: int,
+    out_channels: int,
+    featmap_strides: Sequence[int],
+    finest_scale: int,
+) -> EnergyRefiner:
     """Build a refiner, what its config leaves out being the detector's.
 
     Args:
@@ -74,48 +79,64 @@ def build_refiner(refiner: ConfigType, num_classes: int, out_channels: int,
     Raises:
         ValueError: If the config names another number of classes.
     """
-    extractor = dict(type='PreciseRoIExtractor', output_size=7,
-                     out_channels=out_channels,
-                     featmap_strides=featmap_strides,
-                     finest_scale=finest_scale)
+    extractor = dict(
+        type='PreciseRoIExtractor',
+        output_size=7,
+        out_channels=out_channels,
+        featmap_strides=featmap_strides,
+        finest_scale=finest_scale,
+    )
     extractor.update(refiner.get('roi_extractor', {}))
-    head = dict(type='EnergyHead', num_classes=num_classes,
-                in_channels=extractor['out_channels'],
-                roi_feat_size=extractor['output_size'])
+    head = dict(
+        type='EnergyHead',
+        num_classes=num_classes,
+        in_channels=extractor['out_channels'],
+        roi_feat_size=extractor['output_size'],
+    )
     head.update(refiner.get('head', {}))
     built = MODELS.build(dict(refiner, head=head, roi_extractor=extractor))
     if built.head.num_classes != num_classes:
         raise ValueError(
             f'the box head has num_classes={num_classes} and the energy head '
             f'{built.head.num_classes}; set refiner.head.num_classes to the '
-            'same number, or leave it out')
+            'same number, or leave it out'
+        )
     return built
 
 
 # ------------------------------------------------------------------ training
 
 
-def energy_loss(refiner: EnergyRefiner, features: Sequence[Tensor],
-                batch_data_samples: SampleList) -> dict[str, Tensor]:
+def energy_loss(
+    refiner: EnergyRefiner,
+    features: Sequence[Tensor],
+    batch_data_samples: SampleList,
+) -> dict[str, Tensor]:
     """Loss of the energy model on the samples' ground truth.
 
     Boxes marked as crowd or ignored are left out: they do not fit one object.
     """
     instances, _, metas = unpack_gt_instances(batch_data_samples)
-    return refiner.loss(features, [_corners(i) for i in instances],
-                        [i.labels for i in instances], image_sizes(metas))
+    return refiner.loss(
+        features,
+        [_corners(i) for i in instances],
+        [i.labels for i in instances],
+        image_sizes(metas),
+    )
 
 
 # ---------------------------------------------------------------------- test
 
 
-def refine_detections(refiner: EnergyRefiner,
-                      stages: Refinement,
-                      features: Sequence[Tensor],
-                      detections: InstanceList,
-                      metas: Sequence[dict],
-                      test_cfg: Optional[ConfigType] = None,
-                      rescale: bool = False) -> InstanceList:
+def refine_detections(
+    refiner: EnergyRefiner,
+    stages: Refinement,
+    features: Sequence[Tensor],
+    detections: InstanceList,
+    metas: Sequence[dict],
+    test_cfg: ConfigType | None = None,
+    rescale: bool = False,
+) -> InstanceList:
     """The stages that follow a detector's candidates.
 
     Args:
@@ -147,17 +168,25 @@ def refine_detections(refiner: EnergyRefiner,
     # All stages work in network-input pixels: rescaling comes last.
     plain = None
     if stages.keep_plain:
-        plain = [_plain(d, test_cfg if stages.energy_nms else None)
-                 for d in detections]
+        plain = [
+            _plain(d, test_cfg if stages.energy_nms else None)
+            for d in detections
+        ]
     if stages.energy_nms:
         detections = order_by_energy(
-            refiner, surface, detections, test_cfg, stages.nms_pre,
-            every_logdensity=not stages.ascent)
+            refiner,
+            surface,
+            detections,
+            test_cfg,
+            stages.nms_pre,
+            every_logdensity=not stages.ascent,
+        )
     if stages.ascent:
         detections = ascend(refiner, surface, detections, sizes)
     if stages.uncertainty:
-        detections = add_uncertainty(refiner, surface, detections,
-                                     stages.uncertainty_per_img)
+        detections = add_uncertainty(
+            refiner, surface, detections, stages.uncertainty_per_img
+        )
     # A stage that adds to the final boxes belongs here; what it gives in
     # pixels has its name in PIXEL_FIELDS.
     if plain is not None:
@@ -172,9 +201,14 @@ def refine_detections(refiner: EnergyRefiner,
     return detections
 
 
-def order_by_energy(refiner: EnergyRefiner, surface: FeatureSurface,
-                    candidates: InstanceList, test_cfg: ConfigType,
-                    nms_pre: int, every_logdensity: bool) -> InstanceList:
+def order_by_energy(
+    refiner: EnergyRefiner,
+    surface: FeatureSurface,
+    candidates: InstanceList,
+    test_cfg: ConfigType,
+    nms_pre: int,
+    every_logdensity: bool,
+) -> InstanceList:
     """NMS ordered by log-density, see :func:`energy_nms`.
 
     Args:
@@ -192,42 +226,65 @@ def order_by_energy(refiner: EnergyRefiner, surface: FeatureSurface,
     if every_logdensity:
         logdensity = refiner.logdensity(surface, boxes)
     else:
-        rows = torch.cat([
-            competing(corners, labels, nms_cfg.iou_threshold)
-            for corners, labels in boxes.split(boxes.corners, boxes.labels)
-        ]).nonzero()[:, 0]
+        rows = torch.cat(
+            [
+                competing(corners, labels, nms_cfg.iou_threshold)
+                for corners, labels in boxes.split(boxes.corners, boxes.labels)
+            ]
+        ).nonzero()[:, 0]
         # The NMS reads back how many boxes it keeps, so this may do too.
         logdensity = torch.zeros_like(boxes.corners[:, 0]).index_copy(
-            0, rows, refiner.logdensity(surface, boxes.rows(rows)))
+            0, rows, refiner.logdensity(surface, boxes.rows(rows))
+        )
     pieces = boxes.split(boxes.corners, logdensity)
     results = []
     for candidate, (corners, values) in zip(candidates, pieces):
-        keep, scores = energy_nms(corners, candidate.scores, candidate.labels,
-                                  values, nms_cfg.iou_threshold,
-                                  test_cfg.get('max_per_img', -1))
+        keep, scores = energy_nms(
+            corners,
+            candidate.scores,
+            candidate.labels,
+            values,
+            nms_cfg.iou_threshold,
+            test_cfg.get('max_per_img', -1),
+        )
         results.append(
-            _with_fields(candidate[keep], bboxes=corners[keep], scores=scores,
-                         logdensities=values[keep]))
+            _with_fields(
+                candidate[keep],
+                bboxes=corners[keep],
+                scores=scores,
+                logdensities=values[keep],
+            )
+        )
     return results
 
 
-def ascend(refiner: EnergyRefiner, surface: FeatureSurface,
-           detections: InstanceList,
-           sizes: Sequence[tuple[int, int]]) -> InstanceList:
+def ascend(
+    refiner: EnergyRefiner,
+    surface: FeatureSurface,
+    detections: InstanceList,
+    sizes: Sequence[tuple[int, int]],
+) -> InstanceList:
     """Gradient ascent from each box, see ``EnergyRefiner.refine``."""
     boxes = _table(detections)
     refined = refiner.refine(surface, boxes, sizes)
     pieces = boxes.split(refined.corners, refined.logdensity, boxes.corners)
     return [
-        _with_fields(detection, bboxes=corners, logdensities=logdensity,
-                     initial_bboxes=start)
-        for detection, (corners, logdensity,
-                        start) in zip(detections, pieces)
+        _with_fields(
+            detection,
+            bboxes=corners,
+            logdensities=logdensity,
+            initial_bboxes=start,
+        )
+        for detection, (corners, logdensity, start) in zip(detections, pieces)
     ]
 
 
-def add_uncertainty(refiner: EnergyRefiner, surface: FeatureSurface,
-                    detections: InstanceList, number: int) -> InstanceList:
+def add_uncertainty(
+    refiner: EnergyRefiner,
+    surface: FeatureSurface,
+    detections: InstanceList,
+    number: int,
+) -> InstanceList:
     """Standard deviations of the sides, see ``EnergyRefiner.uncertainty``.
 
     Args:
@@ -243,22 +300,30 @@ def add_uncertainty(refiner: EnergyRefiner, surface: FeatureSurface,
     ]
     boxes = Boxes.from_images(
         [_corners(d)[r] for d, r in zip(detections, rows)],
-        [d.labels[r] for d, r in zip(detections, rows)])
+        [d.labels[r] for d, r in zip(detections, rows)],
+    )
     found = refiner.uncertainty(surface, boxes)
     results = []
     for detection, row, (std, logprob) in zip(
-            detections, rows, boxes.split(found.std, found.logprob)):
-        results.append(_with_fields(
-            detection,
-            box_std=std.new_full((len(detection), 4), torch.nan).index_copy(
-                0, row, std),
-            box_logprobs=std.new_full((len(detection), ), torch.nan
-                                      ).index_copy(0, row, logprob)))
+        detections, rows, boxes.split(found.std, found.logprob)
+    ):
+        results.append(
+            _with_fields(
+                detection,
+                box_std=std.new_full(
+                    (len(detection), 4), torch.nan
+                ).index_copy(0, row, std),
+                box_logprobs=std.new_full(
+                    (len(detection),), torch.nan
+                ).index_copy(0, row, logprob),
+            )
+        )
     return results
 
 
-def to_original_frame(detections: InstanceData, meta: dict,
-                      names: Sequence[str] = PIXEL_FIELDS) -> InstanceData:
+def to_original_frame(
+    detections: InstanceData, meta: dict, names: Sequence[str] = PIXEL_FIELDS
+) -> InstanceData:
     """Bring fields (K, 4) from network-input to original-image pixels.
 
     ``plain_instances`` in the detections' own meta information go with them.
@@ -266,24 +331,30 @@ def to_original_frame(detections: InstanceData, meta: dict,
     present = [name for name in names if name in detections]
     scale = meta['scale_factor']
     result = _with_fields(
-        detections, **{
-            name: detections[name] / detections[name].new_tensor(scale).repeat(
-                2)
+        detections,
+        **{
+            name: detections[name]
+            / detections[name].new_tensor(scale).repeat(2)
             for name in present
-        })
+        },
+    )
     plain = result.get('plain_instances')
     if plain is not None:
         result.set_metainfo(
-            dict(plain_instances=to_original_frame(plain, meta)))
+            dict(plain_instances=to_original_frame(plain, meta))
+        )
     return result
 
 
-def others_to_original_frame(results: InstanceList,
-                             metas: Sequence[dict]) -> InstanceList:
+def others_to_original_frame(
+    results: InstanceList, metas: Sequence[dict]
+) -> InstanceList:
     """For results of a mask head, which brings ``bboxes`` there itself."""
     names = [name for name in PIXEL_FIELDS if name != 'bboxes']
-    return [to_original_frame(result, meta, names)
-            for result, meta in zip(results, metas, strict=True)]
+    return [
+        to_original_frame(result, meta, names)
+        for result, meta in zip(results, metas, strict=True)
+    ]
 
 
 def require_plain_nms(test_cfg: ConfigType) -> ConfigType:
@@ -294,11 +365,14 @@ def require_plain_nms(test_cfg: ConfigType) -> ConfigType:
     """
     nms_cfg = (test_cfg or {}).get('nms') or {}
     if nms_cfg.get('type') != 'nms' or set(nms_cfg) != {
-            'type', 'iou_threshold'}:
+        'type',
+        'iou_threshold',
+    }:
         raise ValueError(
             'refinement.energy_nms needs a detector whose test_cfg has nms = '
             "dict(type='nms', iou_threshold=...), got "
-            f'{dict(nms_cfg) or None}. Change it, or switch energy_nms off.')
+            f'{dict(nms_cfg) or None}. Change it, or switch energy_nms off.'
+        )
     return nms_cfg
 
 
@@ -316,8 +390,11 @@ def class_candidates(raw: InstanceData, score_thr: float) -> InstanceData:
     boxes = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
     boxes = boxes.expand(-1, num_classes, 4)
     index, labels = (class_scores > score_thr).nonzero(as_tuple=True)
-    return InstanceData(bboxes=boxes[index, labels],
-                        scores=class_scores[index, labels], labels=labels)
+    return InstanceData(
+        bboxes=boxes[index, labels],
+        scores=class_scores[index, labels],
+        labels=labels,
+    )
 
 
 def image_sizes(metas: Sequence[dict]) -> list[tuple[int, int]]:
@@ -325,16 +402,20 @@ def image_sizes(metas: Sequence[dict]) -> list[tuple[int, int]]:
     return [tuple(meta['img_shape'][:2]) for meta in metas]
 
 
-def _plain(detections: InstanceData,
-           test_cfg: Optional[ConfigType]) -> InstanceData:
+def _plain(
+    detections: InstanceData, test_cfg: ConfigType | None
+) -> InstanceData:
     """The detector's own result: its NMS, where it has not run yet."""
     plain = InstanceData(
-        bboxes=_corners(detections), scores=detections.scores,
-        labels=detections.labels)
+        bboxes=_corners(detections),
+        scores=detections.scores,
+        labels=detections.labels,
+    )
     if test_cfg is None or len(plain) == 0:
         return plain
-    _, keep = batched_nms(plain.bboxes, plain.scores, plain.labels,
-                          require_plain_nms(test_cfg))
+    _, keep = batched_nms(
+        plain.bboxes, plain.scores, plain.labels, require_plain_nms(test_cfg)
+    )
     limit = test_cfg.get('max_per_img', -1)
     return plain[keep if limit < 0 else keep[:limit]]
 
@@ -346,8 +427,9 @@ def _best(candidates: InstanceData, number: int) -> InstanceData:
 
 
 def _table(detections: InstanceList) -> Boxes:
-    return Boxes.from_images([_corners(d) for d in detections],
-                             [d.labels for d in detections])
+    return Boxes.from_images(
+        [_corners(d) for d in detections], [d.labels for d in detections]
+    )
 
 
 def _corners(instances: InstanceData) -> Tensor:
@@ -356,10 +438,12 @@ def _corners(instances: InstanceData) -> Tensor:
         raise ValueError(
             'the energy model knows boxes (K, 4) of corners x1, y1, x2, y2 '
             f'and got bboxes of shape {tuple(corners.shape)}; rotated boxes '
-            'are not supported')
+            'are not supported'
+        )
     return corners
 
 
 def _with_fields(instances: InstanceData, **fields: Tensor) -> InstanceData:
-    return InstanceData(metainfo=instances.metainfo,
-                        **{**dict(instances.items()), **fields})
+    return InstanceData(
+        metainfo=instances.metainfo, **{**dict(instances.items()), **fields}
+    )

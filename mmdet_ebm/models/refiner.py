@@ -1,6 +1,6 @@
 """The energy model of boxes: trains on ground truth, refines detections."""
 
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmdet.registry import MODELS
@@ -10,8 +10,13 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.func import functional_call
 
-from ..core import (STEP_RULES, AscentResult, LogDensityFn, gradient_ascent,
-                    training_figures)
+from ..core import (
+    STEP_RULES,
+    AscentResult,
+    LogDensityFn,
+    gradient_ascent,
+    training_figures,
+)
 from ..ops import FeatureSurface, relative_to_boxes
 from .boxes import BOXES_PER_CHUNK, Boxes, RefinedBoxes, repeat_rows
 from .training import energy_loss, of_all_processes
@@ -60,38 +65,47 @@ class EnergyRefiner(BaseModule):
     arXiv 2005.01698, section 5.1 and its supplement.
     """
 
-    def __init__(self,
-                 roi_extractor: dict,
-                 head: dict,
-                 loss: dict,
-                 num_steps: int = 4,
-                 step_length: tuple[float, float] = (80e-5, 32e-4),
-                 step_decay: float = 0.5,
-                 step_rule: str = 'secant',
-                 min_box_size: float = 2.0,
-                 fix_level: bool = True,
-                 memory_saving: Optional[bool] = None,
-                 inference_dtype: Optional[str] = None,
-                 uncertainty: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        roi_extractor: dict,
+        head: dict,
+        loss: dict,
+        num_steps: int = 4,
+        step_length: tuple[float, float] = (80e-5, 32e-4),
+        step_decay: float = 0.5,
+        step_rule: str = 'secant',
+        min_box_size: float = 2.0,
+        fix_level: bool = True,
+        memory_saving: bool | None = None,
+        inference_dtype: str | None = None,
+        uncertainty: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if len(step_length) != 2 or min(step_length) < 0:
-            raise ValueError('step_length must be two numbers, for centre and '
-                             f'size, not negative; got {step_length}')
+            raise ValueError(
+                'step_length must be two numbers, for centre and '
+                f'size, not negative; got {step_length}'
+            )
         if step_rule not in STEP_RULES:
-            raise ValueError(f'step_rule must be one of '
-                             f'{", ".join(STEP_RULES)}; got {step_rule!r}')
+            raise ValueError(
+                f'step_rule must be one of '
+                f'{", ".join(STEP_RULES)}; got {step_rule!r}'
+            )
         self.roi_extractor = MODELS.build(roi_extractor)
         self.head = MODELS.build(head)
         self.loss_energy = MODELS.build(loss)
-        if (getattr(self.loss_energy.method, 'needs_curvature', False)
-                and not self.head.has_curvature()):
+        if (
+            getattr(self.loss_energy.method, 'needs_curvature', False)
+            and not self.head.has_curvature()
+        ):
             raise ValueError(
                 f'{type(self.loss_energy).__name__} needs second derivatives, '
                 'and those of a head with the activation '
                 f'{type(self.head.shared_fcs[1]).__name__} are lost in its '
                 'kinks; choose a smooth one, such as '
-                "model.roi_head.refiner.head.act_cfg=dict(type='SiLU')")
+                "model.roi_head.refiner.head.act_cfg=dict(type='SiLU')"
+            )
         self.num_steps = num_steps
         self.step_length = tuple(step_length)
         self.step_decay = step_decay
@@ -101,14 +115,15 @@ class EnergyRefiner(BaseModule):
         self.memory_saving = memory_saving
         self.inference_dtype = _checked_dtype(inference_dtype)
         self.uncertainty_estimator = build_estimator(
-            uncertainty, self.loss_energy.method, self.head)
+            uncertainty, self.loss_energy.method, self.head
+        )
 
     # ------------------------------------------------------------ the model
 
     def surface(
         self,
         features: Sequence[Tensor],
-        image_sizes: Optional[Sequence[tuple[int, int]]] = None
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> FeatureSurface:
         """Prepare feature maps for all later calls on this batch.
 
@@ -121,8 +136,9 @@ class EnergyRefiner(BaseModule):
         with torch.inference_mode(False):
             return self.roi_extractor.surface(features, image_sizes)
 
-    def logdensity_fn(self, surface: FeatureSurface,
-                      reference: Boxes) -> LogDensityFn:
+    def logdensity_fn(
+        self, surface: FeatureSurface, reference: Boxes
+    ) -> LogDensityFn:
         """f as a function of relative coordinates around ``reference``.
 
         Returns:
@@ -133,15 +149,17 @@ class EnergyRefiner(BaseModule):
         def relative_logdensity(relative: Tensor) -> Tensor:
             return logdensity(
                 relative_to_boxes(
-                    relative, reference.corners[:, None].to(relative.dtype)))
+                    relative, reference.corners[:, None].to(relative.dtype)
+                )
+            )
 
         return relative_logdensity
 
     def corner_logdensity_fn(
-            self,
-            surface: FeatureSurface,
-            reference: Boxes,
-            head: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+        self,
+        surface: FeatureSurface,
+        reference: Boxes,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> LogDensityFn:
         """f as a function of corners near ``reference``, in pixels.
 
@@ -162,10 +180,14 @@ class EnergyRefiner(BaseModule):
             level = level_of(corners)
             corners = corners.flatten(0, 1)
             pooled = self.roi_extractor.pool(
-                surface, corners, repeat_rows(reference.image_index, samples),
-                level)
+                surface,
+                corners,
+                repeat_rows(reference.image_index, samples),
+                level,
+            )
             return head(pooled, repeat_rows(reference.labels, samples)).view(
-                rows, samples)
+                rows, samples
+            )
 
         return logdensity
 
@@ -174,10 +196,13 @@ class EnergyRefiner(BaseModule):
         dtype = self.inference_dtype
         if dtype is None:
             return self.head
-        weights = {name: parameter.detach().to(dtype)
-                   for name, parameter in self.head.named_parameters()}
+        weights = {
+            name: parameter.detach().to(dtype)
+            for name, parameter in self.head.named_parameters()
+        }
         return lambda pooled, labels: functional_call(
-            self.head, weights, (pooled.to(dtype), labels))
+            self.head, weights, (pooled.to(dtype), labels)
+        )
 
     def level_fn(self, reference: Boxes) -> Callable[[Tensor], Tensor]:
         """Corners (R, S, 4) -> the level (R * S,) to pool each from."""
@@ -196,19 +221,27 @@ class EnergyRefiner(BaseModule):
         level = self.roi_extractor.map_roi_levels(boxes.corners)
         head = self._inference_head()
         values = []
-        for rows in torch.arange(
-                len(level), device=level.device).split(BOXES_PER_CHUNK):
-            pooled = self.roi_extractor.pool(surface, boxes.corners[rows],
-                                             boxes.image_index[rows],
-                                             level[rows])
+        for rows in torch.arange(len(level), device=level.device).split(
+            BOXES_PER_CHUNK
+        ):
+            pooled = self.roi_extractor.pool(
+                surface,
+                boxes.corners[rows],
+                boxes.image_index[rows],
+                level[rows],
+            )
             values.append(head(pooled, boxes.labels[rows]))
         return torch.cat(values)
 
     # ------------------------------------------------------------- training
 
-    def loss(self, features: Sequence[Tensor], gt_boxes: Sequence[Tensor],
-             gt_labels: Sequence[Tensor],
-             image_sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        features: Sequence[Tensor],
+        gt_boxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
         """The training method's loss, averaged over the objects of the batch.
 
         With several processes the batch is that of all of them: the value is
@@ -230,23 +263,36 @@ class EnergyRefiner(BaseModule):
         boxes = Boxes.from_images(gt_boxes, gt_labels)
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
         # Objects per process, a fraction where there are few.
-        num_objects = reduce_mean(weight.sum()).clamp(
-            min=1 / get_world_size())
+        num_objects = reduce_mean(weight.sum()).clamp(min=1 / get_world_size())
         loss, record = energy_loss(
-            self, features, image_sizes, boxes, weight,
-            num_objects if self.loss_energy.reduction == 'mean' else None)
+            self,
+            features,
+            image_sizes,
+            boxes,
+            weight,
+            num_objects if self.loss_energy.reduction == 'mean' else None,
+        )
         # Score matching does not depend on what only shifts f. Parameters
         # without any gradient would halt distributed training.
         unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
-        figures = training_figures(self.loss_energy.method, record,
-                                   torch.zeros_like(boxes.corners), weight)
-        return of_all_processes(loss + 0 * unused, figures,
-                                weight.sum() / num_objects)
+        figures = training_figures(
+            self.loss_energy.method,
+            record,
+            torch.zeros_like(boxes.corners),
+            weight,
+        )
+        return of_all_processes(
+            loss + 0 * unused, figures, weight.sum() / num_objects
+        )
 
     # ----------------------------------------------------------- refinement
 
-    def refine(self, surface: FeatureSurface, boxes: Boxes,
-               image_sizes: Sequence[tuple[int, int]]) -> RefinedBoxes:
+    def refine(
+        self,
+        surface: FeatureSurface,
+        boxes: Boxes,
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> RefinedBoxes:
         """Move boxes uphill on f.
 
         Args:
@@ -256,27 +302,39 @@ class EnergyRefiner(BaseModule):
         """
         with torch.inference_mode(False):
             # Clones of what may be inference tensors, which autograd refuses.
-            boxes = Boxes(boxes.corners.clone(), boxes.labels.clone(),
-                          boxes.image_index.clone(), boxes.counts)
+            boxes = Boxes(
+                boxes.corners.clone(),
+                boxes.labels.clone(),
+                boxes.image_index.clone(),
+                boxes.counts,
+            )
             moves = self._is_refinable(boxes.corners)[:, None, None]
-            full = self.corner_logdensity_fn(surface, boxes,
-                                             self._inference_head())
+            full = self.corner_logdensity_fn(
+                surface, boxes, self._inference_head()
+            )
             refined, result = self.ascend(
                 # A box that must not move gets no gradient.
                 lambda c: full(torch.where(moves, c, c.detach())),
-                boxes.corners)
+                boxes.corners,
+            )
             refined = torch.where(moves[:, 0], refined, boxes.corners)
             pieces = [
-                _clip(piece, size) for (piece, ), size in zip(
-                    boxes.split(refined), image_sizes, strict=True)
+                _clip(piece, size)
+                for (piece,), size in zip(
+                    boxes.split(refined), image_sizes, strict=True
+                )
             ]
         accepted = result.num_accepted[:, 0] * moves[:, 0, 0]
         return RefinedBoxes(
-            torch.cat(pieces), result.logdensity[:, 0],
-            result.initial_logdensity[:, 0], accepted)
+            torch.cat(pieces),
+            result.logdensity[:, 0],
+            result.initial_logdensity[:, 0],
+            accepted,
+        )
 
-    def ascend(self, corner_logdensity_fn: LogDensityFn,
-               corners: Tensor) -> tuple[Tensor, AscentResult]:
+    def ascend(
+        self, corner_logdensity_fn: LogDensityFn, corners: Tensor
+    ) -> tuple[Tensor, AscentResult]:
         """The ascent from given boxes, in their relative space.
 
         Args:
@@ -290,12 +348,17 @@ class EnergyRefiner(BaseModule):
         centre, size = self.step_length
         result = gradient_ascent(
             lambda t: corner_logdensity_fn(relative_to_boxes(t, reference)),
-            torch.zeros_like(reference), (centre, centre, size, size),
-            self.num_steps, self.step_decay, self.step_rule)
+            torch.zeros_like(reference),
+            (centre, centre, size, size),
+            self.num_steps,
+            self.step_decay,
+            self.step_rule,
+        )
         return relative_to_boxes(result.y, reference)[:, 0], result
 
-    def uncertainty(self, surface: FeatureSurface,
-                    boxes: Boxes) -> BoxUncertainty:
+    def uncertainty(
+        self, surface: FeatureSurface, boxes: Boxes
+    ) -> BoxUncertainty:
         """How sure f is of boxes; unknown (NaN) for those it cannot refine.
 
         Args:
@@ -305,26 +368,33 @@ class EnergyRefiner(BaseModule):
         with torch.inference_mode(False), torch.no_grad():
             parts = [
                 self.uncertainty_estimator(
-                    self.logdensity_fn(surface, part), part.corners)
+                    self.logdensity_fn(surface, part), part.corners
+                )
                 for part in boxes.chunks(
-                    self.uncertainty_estimator.rows_per_chunk)
+                    self.uncertainty_estimator.rows_per_chunk
+                )
             ]
         return BoxUncertainty.cat(parts).masked(
-            self._is_refinable(boxes.corners))
+            self._is_refinable(boxes.corners)
+        )
 
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]
         return (sides >= self.min_box_size).all(1)
 
 
-def _checked_dtype(name: Optional[str]) -> Optional[torch.dtype]:
+def _checked_dtype(name: str | None) -> torch.dtype | None:
     if name not in (None, 'bfloat16', 'float16', 'float32'):
-        raise ValueError("inference_dtype must be 'bfloat16', 'float16', "
-                         f"'float32' or None, got {name!r}")
+        raise ValueError(
+            "inference_dtype must be 'bfloat16', 'float16', "
+            f"'float32' or None, got {name!r}"
+        )
     return None if name is None else getattr(torch, name)
 
 
 def _clip(corners: Tensor, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
-    return torch.cat([corners[:, 0::2].clamp(0, width),
-                      corners[:, 1::2].clamp(0, height)], 1)[:, [0, 2, 1, 3]]
+    return torch.cat(
+        [corners[:, 0::2].clamp(0, width), corners[:, 1::2].clamp(0, height)],
+        1,
+    )[:, [0, 2, 1, 3]]

@@ -1,6 +1,6 @@
 """Precise RoI pooling over a feature pyramid, all levels in one call."""
 
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 import torch
 from mmdet.registry import MODELS
@@ -27,16 +27,21 @@ class PreciseRoIExtractor(BaseModule):
             more.
     """
 
-    def __init__(self,
-                 out_channels: int = 256,
-                 featmap_strides: Sequence[int] = (4, 8, 16, 32),
-                 output_size: Union[int, tuple[int, int]] = 7,
-                 finest_scale: int = 56) -> None:
+    def __init__(
+        self,
+        out_channels: int = 256,
+        featmap_strides: Sequence[int] = (4, 8, 16, 32),
+        output_size: int | tuple[int, int] = 7,
+        finest_scale: int = 56,
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.featmap_strides = tuple(featmap_strides)
-        self.output_size = ((output_size, output_size) if isinstance(
-            output_size, int) else tuple(output_size))
+        self.output_size = (
+            (output_size, output_size)
+            if isinstance(output_size, int)
+            else tuple(output_size)
+        )
         self.finest_scale = finest_scale
 
     @property
@@ -47,7 +52,7 @@ class PreciseRoIExtractor(BaseModule):
     def surface(
         self,
         features: Sequence[Tensor],
-        image_sizes: Optional[Sequence[tuple[int, int]]] = None
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> FeatureSurface:
         """Prepare the levels for any number of :meth:`pool` calls.
 
@@ -62,14 +67,17 @@ class PreciseRoIExtractor(BaseModule):
             raise ValueError(
                 f'the energy model pools from {self.num_inputs} levels '
                 f'(featmap_strides={self.featmap_strides}) and the detector '
-                f'gives {len(features)}')
-        features = features[:self.num_inputs]
+                f'gives {len(features)}'
+            )
+        features = features[: self.num_inputs]
         if features[0].shape[1] != self.out_channels:
             raise ValueError(
                 f'the energy model expects maps of {self.out_channels} '
-                f'channels and the detector gives {features[0].shape[1]}')
-        return FeatureSurface(features, [1 / s for s in self.featmap_strides],
-                              image_sizes)
+                f'channels and the detector gives {features[0].shape[1]}'
+            )
+        return FeatureSurface(
+            features, [1 / s for s in self.featmap_strides], image_sizes
+        )
 
     def map_roi_levels(self, boxes: Tensor) -> Tensor:
         """Level (R,) int64 of boxes (R, 4), from the root of their area."""
@@ -78,15 +86,22 @@ class PreciseRoIExtractor(BaseModule):
         level = (scale + 1e-6).log2().floor().nan_to_num(0.0)
         return level.clamp(0, self.num_inputs - 1).long()
 
-    def pool(self, surface: FeatureSurface, boxes: Tensor, image_index: Tensor,
-             level: Tensor) -> Tensor:
+    def pool(
+        self,
+        surface: FeatureSurface,
+        boxes: Tensor,
+        image_index: Tensor,
+        level: Tensor,
+    ) -> Tensor:
         """Pooled features (R, C, P, Q); see ``FeatureSurface.pool``."""
         return surface.pool(boxes, image_index, level, self.output_size)
 
-    def forward(self,
-                feats: Sequence[Tensor],
-                rois: Tensor,
-                roi_scale_factor: Optional[float] = None) -> Tensor:
+    def forward(
+        self,
+        feats: Sequence[Tensor],
+        rois: Tensor,
+        roi_scale_factor: float | None = None,
+    ) -> Tensor:
         """mmdet's interface: rois (R, 5) with the image's index first."""
         boxes = rois[:, 1:]
         level = self.map_roi_levels(boxes)

@@ -1,13 +1,13 @@
 """The feature maps on which an energy model worked last, for looking at it."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence
 
 from mmdet.structures import DetDataSample
 
 from ..ops import FeatureSurface
-from .refinement import image_sizes
 from .boxes import Boxes
+from .refinement import image_sizes
 from .refiner import EnergyRefiner
 
 
@@ -22,7 +22,7 @@ class SurfaceTap:
 
     def __init__(self, refiner: EnergyRefiner) -> None:
         self.refiner = refiner
-        self._surface: Optional[FeatureSurface] = None
+        self._surface: FeatureSurface | None = None
 
     @contextmanager
     def running(self) -> Iterator['SurfaceTap']:
@@ -58,12 +58,14 @@ class SurfaceTap:
         if self._surface is None:
             raise ValueError(
                 'the energy model did not run on this batch; switch a stage '
-                'of its refinement on (energy_nms, ascent or uncertainty)')
+                'of its refinement on (energy_nms, ascent or uncertainty)'
+            )
         return self._surface
 
 
-def network_boxes(samples: Sequence[DetDataSample],
-                  field: str = 'bboxes') -> tuple[Boxes, list]:
+def network_boxes(
+    samples: Sequence[DetDataSample], field: str = 'bboxes'
+) -> tuple[Boxes, list]:
     """Predicted boxes back in network-input pixels, and the images' sizes.
 
     Args:
@@ -75,6 +77,7 @@ def network_boxes(samples: Sequence[DetDataSample],
         boxes = sample.pred_instances[field]
         scale = sample.metainfo.get('scale_factor', (1.0, 1.0))
         corners.append(boxes * boxes.new_tensor(scale).repeat(2))
-    return (Boxes.from_images(corners,
-                              [s.pred_instances.labels for s in samples]),
-            image_sizes([sample.metainfo for sample in samples]))
+    return (
+        Boxes.from_images(corners, [s.pred_instances.labels for s in samples]),
+        image_sizes([sample.metainfo for sample in samples]),
+    )

@@ -1,23 +1,34 @@
 """How sure an energy model is of a box: standard deviations of its sides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..core import (DensitySamples, GaussianMixtureNoise, LogDensityFn,
-                    hessian, laplace, quasi_random_noise, sample_density)
+from ..core import (
+    DensitySamples,
+    GaussianMixtureNoise,
+    LogDensityFn,
+    hessian,
+    laplace,
+    quasi_random_noise,
+    sample_density,
+)
 from ..ops import relative_to_boxes
 
 # Where the training method has no noise of its own.
 DEFAULT_SIGMAS = (0.0375, 0.075, 0.15)
 # Sides x1, y1, x2, y2 of a unit box, differentiated in its relative
 # coordinates (shift of the centre, logarithm of the size) at zero.
-_SIDES_OF_RELATIVE = ((1, 0, -0.5, 0), (0, 1, 0, -0.5), (1, 0, 0.5, 0),
-                      (0, 1, 0, 0.5))
+_SIDES_OF_RELATIVE = (
+    (1, 0, -0.5, 0),
+    (0, 1, 0, -0.5),
+    (1, 0, 0.5, 0),
+    (0, 1, 0, 0.5),
+)
 # Samples and f (R,) at the boxes, or Hessians (R, 4, 4).
-Observation = Union[tuple[DensitySamples, Tensor], Tensor]
+Observation = tuple[DensitySamples, Tensor] | Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class BoxUncertainty:
             are rough. From curvature: 1, or 0 where f was too flat or not
             concave, so that the widest allowed deviation stands in.
     """
+
     std: Tensor
     covariance: Tensor
     logprob: Tensor
@@ -43,8 +55,17 @@ class BoxUncertainty:
     @classmethod
     def cat(cls, parts: Sequence['BoxUncertainty']) -> 'BoxUncertainty':
         """Join the rows of several."""
-        return cls(*(torch.cat(column) for column in zip(*(
-            (p.std, p.covariance, p.logprob, p.support) for p in parts))))
+        return cls(
+            *(
+                torch.cat(column)
+                for column in zip(
+                    *(
+                        (p.std, p.covariance, p.logprob, p.support)
+                        for p in parts
+                    )
+                )
+            )
+        )
 
     def masked(self, known: Tensor) -> 'BoxUncertainty':
         """NaN, and no support, where ``known`` (R,) is False."""
@@ -52,7 +73,8 @@ class BoxUncertainty:
             torch.where(known[:, None], self.std, torch.nan),
             torch.where(known[:, None, None], self.covariance, torch.nan),
             torch.where(known, self.logprob, torch.nan),
-            torch.where(known, self.support, 0))
+            torch.where(known, self.support, 0),
+        )
 
 
 class UncertaintyEstimator(nn.Module):
@@ -81,23 +103,31 @@ class UncertaintyEstimator(nn.Module):
         ValueError: If a number makes no sense.
     """
 
-    def __init__(self,
-                 method: str = 'sampling',
-                 num_samples: int = 128,
-                 sigmas: Sequence = DEFAULT_SIGMAS,
-                 temperature: float = 1.0,
-                 radius: float = 3.0,
-                 boxes_per_chunk: int = 2048) -> None:
+    def __init__(
+        self,
+        method: str = 'sampling',
+        num_samples: int = 128,
+        sigmas: Sequence = DEFAULT_SIGMAS,
+        temperature: float = 1.0,
+        radius: float = 3.0,
+        boxes_per_chunk: int = 2048,
+    ) -> None:
         super().__init__()
         if method not in ('sampling', 'laplace'):
-            raise ValueError("uncertainty.method must be 'sampling' or "
-                             f"'laplace', got {method!r}")
+            raise ValueError(
+                "uncertainty.method must be 'sampling' or "
+                f"'laplace', got {method!r}"
+            )
         if not isinstance(num_samples, int) or num_samples < 4:
-            raise ValueError('uncertainty.num_samples must be a whole number '
-                             f'of at least 4, got {num_samples!r}')
+            raise ValueError(
+                'uncertainty.num_samples must be a whole number '
+                f'of at least 4, got {num_samples!r}'
+            )
         if not temperature > 0 or not radius > 0:
-            raise ValueError('uncertainty.temperature and radius must be '
-                             f'positive, got {temperature} and {radius}')
+            raise ValueError(
+                'uncertainty.temperature and radius must be '
+                f'positive, got {temperature} and {radius}'
+            )
         self.method = method
         self.num_samples = num_samples
         self.temperature = temperature
@@ -111,8 +141,12 @@ class UncertaintyEstimator(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
         constant('wide', quasi_random_noise(first, self.noise.sigmas, 4))
-        constant('normal', quasi_random_noise(
-            num_samples - first, torch.ones(1, 1), 4, seed=1))
+        constant(
+            'normal',
+            quasi_random_noise(
+                num_samples - first, torch.ones(1, 1), 4, seed=1
+            ),
+        )
         constant('sides', torch.tensor(_SIDES_OF_RELATIVE))
         constant('unit_box', torch.tensor([-0.5, -0.5, 0.5, 0.5]))
 
@@ -122,32 +156,41 @@ class UncertaintyEstimator(nn.Module):
         samples = self.num_samples if self.method == 'sampling' else 8
         return max(1, self.boxes_per_chunk // samples)
 
-    def forward(self, logdensity_fn: LogDensityFn,
-                corners: Tensor) -> BoxUncertainty:
+    def forward(
+        self, logdensity_fn: LogDensityFn, corners: Tensor
+    ) -> BoxUncertainty:
         """Uncertainty of boxes.
 
         Args:
             logdensity_fn: Relative coordinates (R, S, 4) -> f (R, S).
             corners: (R, 4) the boxes, at relative coordinates of zero.
         """
-        return self.summarise(self.observe(logdensity_fn, corners), corners,
-                              self.temperature)
+        return self.summarise(
+            self.observe(logdensity_fn, corners), corners, self.temperature
+        )
 
-    def observe(self, logdensity_fn: LogDensityFn,
-                corners: Tensor) -> Observation:
+    def observe(
+        self, logdensity_fn: LogDensityFn, corners: Tensor
+    ) -> Observation:
         """All evaluations of f; arguments as of :meth:`forward`."""
         origin = torch.zeros_like(corners)
         if self.method == 'laplace':
             return hessian(logdensity_fn, origin)
         found = sample_density(
-            logdensity_fn, origin, self.wide.to(origin.dtype),
-            self.normal.to(origin.dtype), self.noise.sigmas.to(origin.dtype),
-            self.temperature, self.radius)
+            logdensity_fn,
+            origin,
+            self.wide.to(origin.dtype),
+            self.normal.to(origin.dtype),
+            self.noise.sigmas.to(origin.dtype),
+            self.temperature,
+            self.radius,
+        )
         with torch.no_grad():
             return found, logdensity_fn(origin[:, None])[:, 0]
 
-    def summarise(self, observation: Observation, corners: Tensor,
-                  temperature: float) -> BoxUncertainty:
+    def summarise(
+        self, observation: Observation, corners: Tensor, temperature: float
+    ) -> BoxUncertainty:
         """The uncertainty under any temperature.
 
         Args:
@@ -167,8 +210,11 @@ class UncertaintyEstimator(nn.Module):
             found, logdensity = observation
             weighted = found.weigh(temperature)
             _, covariance = weighted.moments(found.offsets)
-            _, of_sides = weighted.moments(relative_to_boxes(
-                found.offsets, self.unit_box.to(corners.dtype)))
+            _, of_sides = weighted.moments(
+                relative_to_boxes(
+                    found.offsets, self.unit_box.to(corners.dtype)
+                )
+            )
             logprob = logdensity / temperature - weighted.log_normaliser
             support = weighted.effective_samples
         size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
@@ -176,12 +222,15 @@ class UncertaintyEstimator(nn.Module):
         return BoxUncertainty(unit_std * size, covariance, logprob, support)
 
     def extra_repr(self) -> str:
-        return (f'method={self.method!r}, num_samples={self.num_samples}, '
-                f'temperature={self.temperature}, radius={self.radius}')
+        return (
+            f'method={self.method!r}, num_samples={self.num_samples}, '
+            f'temperature={self.temperature}, radius={self.radius}'
+        )
 
 
-def build_estimator(options: Optional[dict], method: nn.Module,
-                    head: nn.Module) -> UncertaintyEstimator:
+def build_estimator(
+    options: dict | None, method: nn.Module, head: nn.Module
+) -> UncertaintyEstimator:
     """The estimator that suits a refiner.
 
     Args:
@@ -203,5 +252,6 @@ def build_estimator(options: Optional[dict], method: nn.Module,
             'of a head with the activation '
             f'{type(head.shared_fcs[1]).__name__} are lost in its kinks. Use '
             "'sampling', which works with every head, or train a head with "
-            "a smooth activation: refiner.head.act_cfg=dict(type='SiLU')")
+            "a smooth activation: refiner.head.act_cfg=dict(type='SiLU')"
+        )
     return estimator

@@ -14,8 +14,9 @@ adjoint. So the two autograd functions below are differentiable any number of
 times in table and edges.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional, Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -45,18 +46,23 @@ class GridLayout:
         num_rows: Rows of each table.
         table: (K,) int64, the table of the grid; None where there is one only.
     """
+
     base: Tensor
     stride: Tensor
     width: Tensor
     height: Tensor
     num_rows: Sequence[int]
-    table: Optional[Tensor] = None
+    table: Tensor | None = None
 
     def __getitem__(self, item) -> 'GridLayout':
         return GridLayout(
-            self.base[item], self.stride[item], self.width[item],
-            self.height[item], self.num_rows,
-            None if self.table is None else self.table[item])
+            self.base[item],
+            self.stride[item],
+            self.width[item],
+            self.height[item],
+            self.num_rows,
+            None if self.table is None else self.table[item],
+        )
 
 
 # --------------------------------------------------------------------------
@@ -65,13 +71,15 @@ class GridLayout:
 
 def _cell_of(edges: Tensor) -> Tensor:
     """Index of the cell at or before each coordinate; safe for NaN and inf."""
-    return edges.detach().nan_to_num(0.0).clamp(-2**30, 2**30).floor().long()
+    return edges.detach().nan_to_num(0.0).clamp(-(2**30), 2**30).floor().long()
 
 
 def _extent(edges: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """First and last cell under each bin, cut to the map's reach [-1, N]."""
-    inside = torch.minimum(edges.detach().nan_to_num(0.0).clamp(min=-1),
-                           sizes[:, None].to(edges.dtype))
+    inside = torch.minimum(
+        edges.detach().nan_to_num(0.0).clamp(min=-1),
+        sizes[:, None].to(edges.dtype),
+    )
     return inside[:, :-1].floor().long(), inside[:, 1:].ceil().long()
 
 
@@ -85,8 +93,9 @@ def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int):
     # no cancellation, however short the bin.
     l0, r0 = left.clamp(-1, 0), right.clamp(-1, 0)
     l1, r1 = left.clamp(0, 1), right.clamp(0, 1)
-    integral = (r0 - l0) * (1 + (l0 + r0) / 2) + (r1 - l1) * (1 -
-                                                              (l1 + r1) / 2)
+    integral = (r0 - l0) * (1 + (l0 + r0) / 2) + (r1 - l1) * (
+        1 - (l1 + r1) / 2
+    )
     length = edges[:, 1:, None] - edges[:, :-1, None]
     weights = integral / torch.where(length > 0, length, 1)
     # Written so that NaN stays NaN: an invalid box must not look like a zero.
@@ -134,7 +143,8 @@ def _prefix_taps(order: int):
         cells = torch.stack([cell, cell + 1, cell + 2], -1)
         # S has a row more than f, and S[r] = S[N] beyond.
         return cells.clamp(min=0).minimum(sizes[:, None, None]), torch.stack(
-            weights, -1)
+            weights, -1
+        )
 
     return taps
 
@@ -151,10 +161,11 @@ class Rule:
         fixed_taps: Number of taps, or None where it depends on the bins.
         extra: Table cells along the axis beyond the map's size.
     """
+
     taps: Callable
     derivative: Optional['Rule'] = None
     is_mean: bool = False
-    fixed_taps: Optional[int] = None
+    fixed_taps: int | None = None
     extra: int = 0
 
 
@@ -171,8 +182,13 @@ PREFIX_INTEGRAL = Rule(_prefix_taps(0), PREFIX_VALUE, fixed_taps=3, extra=1)
 # From rules to bags of table rows
 
 
-def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
-          num_taps: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _bags(
+    y: Tensor,
+    x: Tensor,
+    layout: GridLayout,
+    rules: tuple[Rule, Rule],
+    num_taps: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
     """Table rows and weights of each grid value, both (K * P * Q, n)."""
     rows, row_weights = rules[0].taps(y, layout.height, num_taps[0])
     cols, col_weights = rules[1].taps(x, layout.width, num_taps[1])
@@ -183,14 +199,20 @@ def _bags(y: Tensor, x: Tensor, layout: GridLayout, rules: tuple[Rule, Rule],
     rows = rows.clamp(min=0).minimum(height - 1) * layout.stride[:, None, None]
     cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
     index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
-    weights = (row_weights[:, :, None, :, None] *
-               col_weights[:, None, :, None, :])
+    weights = (
+        row_weights[:, :, None, :, None] * col_weights[:, None, :, None, :]
+    )
     bag = num_taps[0] * num_taps[1]
     return index.reshape(-1, bag), weights.reshape(-1, bag)
 
 
-def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
-            rules: tuple[Rule, Rule], channels: int):
+def _chunks(
+    y: Tensor,
+    x: Tensor,
+    layout: GridLayout,
+    rules: tuple[Rule, Rule],
+    channels: int,
+):
     """Yield ``(grids, table, num_taps)``: which of the K grids, and how.
 
     In one table, rules with fixed taps give chunks of equal size without
@@ -210,8 +232,10 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
             yield slice(start, start + size), 0, taps
         return
     spans = []
-    for edges, sizes, rule in ((y, layout.height, rules[0]),
-                               (x, layout.width, rules[1])):
+    for edges, sizes, rule in (
+        (y, layout.height, rules[0]),
+        (x, layout.width, rules[1]),
+    ):
         if rule.is_mean:
             first, last = _extent(edges, sizes)
             spans.append((last - first + 1).clamp(min=1).amax(1))
@@ -222,8 +246,11 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
     ends = [num_grids]
     if layout.table is not None:
         order = order[layout.table[order].argsort(stable=True)]
-        ends = layout.table.bincount(
-            minlength=len(layout.num_rows)).cumsum(0).tolist()
+        ends = (
+            layout.table.bincount(minlength=len(layout.num_rows))
+            .cumsum(0)
+            .tolist()
+        )
     start = 0
     for table, end in enumerate(ends):
         while start < end:
@@ -240,31 +267,54 @@ def _chunks(y: Tensor, x: Tensor, layout: GridLayout,
 
 
 def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
-    return (y.shape[0], y.shape[1] - rules[0].is_mean,
-            x.shape[1] - rules[1].is_mean)
+    return (
+        y.shape[0],
+        y.shape[1] - rules[0].is_mean,
+        x.shape[1] - rules[1].is_mean,
+    )
 
 
-def _edge_gradients(tables: Sequence[Tensor], sums: Tensor, grad: Tensor,
-                    y: Tensor, x: Tensor, layout: GridLayout,
-                    rules: tuple[Rule, Rule], needs: tuple[bool, bool]):
+def _edge_gradients(
+    tables: Sequence[Tensor],
+    sums: Tensor,
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor,
+    layout: GridLayout,
+    rules: tuple[Rule, Rule],
+    needs: tuple[bool, bool],
+):
     """Gradients of ``(sums * grad).sum()`` in y and x.
 
     ``sums`` is ``GridSum.apply(y, x, ..., *tables)``. Some grids at a time:
     the terms are many times larger than the result, and stay in the caches
     that way.
     """
-    needs = [need and rule.derivative is not None
-             for need, rule in zip(needs, rules)]
+    needs = [
+        need and rule.derivative is not None
+        for need, rule in zip(needs, rules)
+    ]
     if not any(needs):
         return [None, None]
     size = max(1, _VALUES_PER_CHUNK // max(1, sums.shape[1:].numel()))
     # split, not slices: those would each get a gradient of full size.
     parts = zip(*(t.split(size) for t in (sums, grad, y, x)))
-    grads = zip(*(_edge_gradients_of_part(
-        tables, *part, layout[slice(i * size, (i + 1) * size)], rules, needs)
-        for i, part in enumerate(parts)))
-    return [torch.cat(pieces) if need else None
-            for pieces, need in zip(grads, needs)]
+    grads = zip(
+        *(
+            _edge_gradients_of_part(
+                tables,
+                *part,
+                layout[slice(i * size, (i + 1) * size)],
+                rules,
+                needs,
+            )
+            for i, part in enumerate(parts)
+        )
+    )
+    return [
+        torch.cat(pieces) if need else None
+        for pieces, need in zip(grads, needs)
+    ]
 
 
 def _edge_gradients_of_part(tables, sums, grad, y, x, layout, rules, needs):
@@ -274,7 +324,8 @@ def _edge_gradients_of_part(tables, sums, grad, y, x, layout, rules, needs):
         if not needs[axis]:
             continue
         below = tuple(
-            rule.derivative if a == axis else rules[a] for a in (0, 1))
+            rule.derivative if a == axis else rules[a] for a in (0, 1)
+        )
         slopes = GridSum.apply(y, x, layout, below, *tables)
         if not rule.is_mean:
             grads[axis] = (slopes * grad).sum(-1).sum(2 - axis)
@@ -290,13 +341,15 @@ def _edge_gradients_of_part(tables, sums, grad, y, x, layout, rules, needs):
         mean = weighted.sum(2 - axis)
         hi = (slopes.narrow(dim, 1, n) * grad).sum(-1).sum(2 - axis)
         lo = (slopes.narrow(dim, 0, n) * grad).sum(-1).sum(2 - axis)
-        grads[axis] = (F.pad((hi - mean) / length, (1, 0)) +
-                       F.pad((mean - lo) / length, (0, 1)))
+        grads[axis] = F.pad((hi - mean) / length, (1, 0)) + F.pad(
+            (mean - lo) / length, (0, 1)
+        )
     return grads
 
 
-def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,
-                    weights: Tensor) -> None:
+def _scatter_sorted(
+    table: Tensor, values: Tensor, index: Tensor, weights: Tensor
+) -> None:
     """Add ``weights[b, n] * values[b]`` to row ``index[b, n]`` of the table.
 
     The taps are sorted by row, so that each row is a bag of values: gathering
@@ -307,9 +360,12 @@ def _scatter_sorted(table: Tensor, values: Tensor, index: Tensor,
     rows, order = index.flatten().sort(stable=True)  # radix sort
     rows, counts = rows.unique_consecutive(return_counts=True)
     sums = F.embedding_bag(
-        order.div(bag, rounding_mode='floor'), values,
-        counts.cumsum(0) - counts, mode='sum',
-        per_sample_weights=weights.flatten()[order])
+        order.div(bag, rounding_mode='floor'),
+        values,
+        counts.cumsum(0) - counts,
+        mode='sum',
+        per_sample_weights=weights.flatten()[order],
+    )
     table.index_add_(0, rows, sums)
 
 
@@ -325,12 +381,15 @@ class GridSum(Function):
         shape = (*_grid_shape(y, x, rules), first.shape[1])
         out = empty(shape, first.dtype, first.device)
         for grids, table, taps in _chunks(y, x, layout, rules, shape[-1]):
-            index, weights = _bags(y[grids], x[grids], layout[grids], rules,
-                                   taps)
+            index, weights = _bags(
+                y[grids], x[grids], layout[grids], rules, taps
+            )
             values = F.embedding_bag(
-                index, tables[table], mode='sum',
-                per_sample_weights=weights.to(first.dtype)).view(
-                    -1, *shape[1:])
+                index,
+                tables[table],
+                mode='sum',
+                per_sample_weights=weights.to(first.dtype),
+            ).view(-1, *shape[1:])
             if isinstance(grids, slice):
                 out[grids] = values
             else:
@@ -345,8 +404,16 @@ class GridSum(Function):
         grad_tables = [None] * len(tables)
         if any(ctx.needs_input_grad[4:]):
             grad_tables = GridScatter.apply(grad, y, x, ctx.layout, ctx.rules)
-        grad_y, grad_x = _edge_gradients(tables, sums, grad, y, x, ctx.layout,
-                                         ctx.rules, ctx.needs_input_grad[:2])
+        grad_y, grad_x = _edge_gradients(
+            tables,
+            sums,
+            grad,
+            y,
+            x,
+            ctx.layout,
+            ctx.rules,
+            ctx.needs_input_grad[:2],
+        )
         return grad_y, grad_x, None, None, *grad_tables
 
 
@@ -358,11 +425,11 @@ class GridScatter(Function):
         ctx.save_for_backward(values, y, x)
         ctx.layout, ctx.rules = layout, rules
         channels = values.shape[-1]
-        tables = [values.new_zeros(rows, channels)
-                  for rows in layout.num_rows]
+        tables = [values.new_zeros(rows, channels) for rows in layout.num_rows]
         for grids, table, taps in _chunks(y, x, layout, rules, channels):
-            index, weights = _bags(y[grids], x[grids], layout[grids], rules,
-                                   taps)
+            index, weights = _bags(
+                y[grids], x[grids], layout[grids], rules, taps
+            )
             flat = values[grids].reshape(-1, channels)
             weights = weights.to(values.dtype)
             if values.device.type == 'cpu':
@@ -370,8 +437,9 @@ class GridScatter(Function):
                 continue
             # One tap of every bag at a time bounds the memory by the output's.
             for tap in range(index.shape[1]):
-                tables[table].index_add_(0, index[:, tap],
-                                         flat * weights[:, tap, None])
+                tables[table].index_add_(
+                    0, index[:, tap], flat * weights[:, tap, None]
+                )
         return tuple(tables)
 
     @staticmethod
@@ -381,6 +449,7 @@ class GridScatter(Function):
         if any(needs):
             # The edge gradients are those of its product with the values.
             grad_values = GridSum.apply(y, x, ctx.layout, ctx.rules, *grads)
-        grad_y, grad_x = _edge_gradients(grads, grad_values, values, y, x,
-                                         ctx.layout, ctx.rules, needs[1:3])
+        grad_y, grad_x = _edge_gradients(
+            grads, grad_values, values, y, x, ctx.layout, ctx.rules, needs[1:3]
+        )
         return grad_values, grad_y, grad_x, None, None

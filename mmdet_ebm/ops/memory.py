@@ -2,8 +2,8 @@
 
 import ctypes
 import mmap
-from functools import lru_cache
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 _LARGE = 1 << 22
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype,
-          device: torch.device) -> Tensor:
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """``torch.empty``, asking for large pages on a CPU.
 
     Filling ordinary pages for the first time takes longer than most of what
@@ -27,13 +28,14 @@ def empty(shape: Sequence[int], dtype: torch.dtype,
         if madvise is not None:
             # Whole pages within the tensor's memory.
             start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            madvise(start, tensor.data_ptr() + size - start,
-                    mmap.MADV_HUGEPAGE)
+            madvise(
+                start, tensor.data_ptr() + size - start, mmap.MADV_HUGEPAGE
+            )
     return tensor
 
 
-@lru_cache(maxsize=None)
-def _madvise() -> Optional[Callable[[int, int, int], int]]:
+@cache
+def _madvise() -> Callable[[int, int, int], int] | None:
     """The system's function, or None where there is none for this."""
     if not hasattr(mmap, 'MADV_HUGEPAGE'):
         return None

@@ -26,8 +26,9 @@ def boxes_to_relative(boxes: Tensor, reference: Tensor) -> Tensor:
     """
     centre, size = _centre_and_size(boxes)
     ref_centre, ref_size = _centre_and_size(reference)
-    return torch.cat([(centre - ref_centre) / ref_size,
-                      (size / ref_size).log()], -1)
+    return torch.cat(
+        [(centre - ref_centre) / ref_size, (size / ref_size).log()], -1
+    )
 
 
 def relative_to_boxes(relative: Tensor, reference: Tensor) -> Tensor:
@@ -47,5 +48,7 @@ def relative_to_boxes(relative: Tensor, reference: Tensor) -> Tensor:
 
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return ((boxes[..., :2] + boxes[..., 2:]) / 2,
-            boxes[..., 2:] - boxes[..., :2])
+    return (
+        (boxes[..., :2] + boxes[..., 2:]) / 2,
+        boxes[..., 2:] - boxes[..., :2],
+    )

@@ -12,7 +12,8 @@ arXiv 2005.01698, section 4.1 and its supplement.
 """
 
 import math
-from typing import Callable, NamedTuple, Optional, Tuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +32,19 @@ class Problem(NamedTuple):
         sample: (x (...), generator) -> y (...), one draw for each x.
         logprob: (x, y), broadcast -> log p(y | x).
     """
-    sample: Callable[[Tensor, Optional[torch.Generator]], Tensor]
+
+    sample: Callable[[Tensor, torch.Generator | None], Tensor]
     logprob: Callable[[Tensor, Tensor], Tensor]
 
 
 def normal_logprob(y: Tensor, mean: Tensor, sigma) -> Tensor:
     """log N(y; mean, sigma^2), all broadcast."""
     sigma = torch.as_tensor(sigma, dtype=y.dtype, device=y.device)
-    return (-0.5 * ((y - mean) / sigma).square() - sigma.log() -
-            0.5 * math.log(2 * math.pi))
+    return (
+        -0.5 * ((y - mean) / sigma).square()
+        - sigma.log()
+        - 0.5 * math.log(2 * math.pi)
+    )
 
 
 def _sample_two_branches(x, generator):
@@ -51,9 +56,12 @@ def _sample_two_branches(x, generator):
 
 
 def _two_branches_logprob(x, y):
-    branches = torch.stack([
-        math.log(weight) + normal_logprob(y, sign * x.sin(), _BRANCH_SIGMA)
-        for weight, sign in zip(_BRANCH_WEIGHTS, (1.0, -1.0))])
+    branches = torch.stack(
+        [
+            math.log(weight) + normal_logprob(y, sign * x.sin(), _BRANCH_SIGMA)
+            for weight, sign in zip(_BRANCH_WEIGHTS, (1.0, -1.0))
+        ]
+    )
     # Clamped only where the density is zero, so that log stays finite there.
     log_y = (y + 1).clamp(min=torch.finfo(y.dtype).tiny).log()
     lognormal = normal_logprob(log_y, torch.zeros_like(y), _LOG_SIGMA) - log_y
@@ -87,15 +95,18 @@ def get_problem(dataset: int) -> Problem:
         ValueError: If there is none.
     """
     if dataset not in PROBLEMS:
-        raise ValueError(f'data set must be one of {sorted(PROBLEMS)}, got '
-                         f'{dataset!r}')
+        raise ValueError(
+            f'data set must be one of {sorted(PROBLEMS)}, got {dataset!r}'
+        )
     return PROBLEMS[dataset]
 
 
-def draw_points(problem: Problem,
-                num_points: int,
-                generator: Optional[torch.Generator] = None,
-                label_noise: float = 0.0) -> Tuple[Tensor, Tensor]:
+def draw_points(
+    problem: Problem,
+    num_points: int,
+    generator: torch.Generator | None = None,
+    label_noise: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """A training set.
 
     Args:

@@ -54,11 +54,13 @@ def kl_divergence(truth: Tensor, log_model: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: EnsembleNetwork,
-             problem: Problem,
-             grid_size: int = GRID_SIZE,
-             x_stride: int = 1,
-             num_threads: int = 1) -> Tensor:
+def evaluate(
+    network: EnsembleNetwork,
+    problem: Problem,
+    grid_size: int = GRID_SIZE,
+    x_stride: int = 1,
+    num_threads: int = 1,
+) -> Tensor:
     """D_KL(true || model) of every model.
 
     Args:
@@ -83,7 +85,8 @@ def evaluate(network: EnsembleNetwork,
     def cross_entropy(model: int) -> Tensor:
         total = 0.0
         for part, logdensity in _log_softmax_rows(
-                network, slice(model, model + 1), x, y):
+            network, slice(model, model + 1), x, y
+        ):
             total = total - (truth[part] * logdensity).sum(dtype=torch.float64)
         return total / len(x)
 
@@ -94,8 +97,9 @@ def evaluate(network: EnsembleNetwork,
 
 
 @torch.no_grad()
-def learned_grid_logdensity(network: EnsembleNetwork, model: int, x: Tensor,
-                            y: Tensor) -> Tensor:
+def learned_grid_logdensity(
+    network: EnsembleNetwork, model: int, x: Tensor, y: Tensor
+) -> Tensor:
     """log p of one model, normalised over y: x (G,), y (H,) -> (G, H)."""
     rows = _log_softmax_rows(network, slice(model, model + 1), x, y)
     return torch.cat([logdensity for _, logdensity in rows])

@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,13 @@ from tqdm import tqdm
 from ..core.losses.checks import positive_int
 from ..version import __version__
 from .data import get_problem
-from .evaluation import (GRID_SIZE, evaluate, grid, learned_grid_logdensity,
-                         true_grid_density)
+from .evaluation import (
+    GRID_SIZE,
+    evaluate,
+    grid,
+    learned_grid_logdensity,
+    true_grid_density,
+)
 from .training import EnsembleTrainer, TrainingSettings, build_method
 
 RESULT, CHECKPOINT = 'result.json', 'checkpoint.pth'
@@ -41,8 +47,9 @@ class Experiment:
     Raises:
         ValueError: If something does not fit.
     """
+
     dataset: int
-    method: Dict[str, Any]
+    method: dict[str, Any]
     training: TrainingSettings = field(default_factory=TrainingSettings)
     grid_size: int = GRID_SIZE
     num_best: int = 5
@@ -54,7 +61,7 @@ class Experiment:
         positive_int('num_best', self.num_best)
 
     @classmethod
-    def from_dict(cls, values: Dict[str, Any]) -> 'Experiment':
+    def from_dict(cls, values: dict[str, Any]) -> 'Experiment':
         """From plain values, those of a config file for example.
 
         Raises:
@@ -68,17 +75,19 @@ class Experiment:
         except TypeError as error:
             raise ValueError(f'settings of the experiment: {error}') from error
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON gives them back."""
         return json.loads(json.dumps(asdict(self)))
 
 
-def run_experiment(experiment: Experiment,
-                   folder: Path,
-                   device: str = 'cpu',
-                   num_threads: int = 1,
-                   checkpoint_interval: int = 5,
-                   description: str = '') -> Dict[str, Any]:
+def run_experiment(
+    experiment: Experiment,
+    folder: Path,
+    device: str = 'cpu',
+    num_threads: int = 1,
+    checkpoint_interval: int = 5,
+    description: str = '',
+) -> dict[str, Any]:
     """Run a cell to its end, unless its result lies there.
 
     An interrupted training continues from its last checkpoint and gives the
@@ -111,78 +120,117 @@ def run_experiment(experiment: Experiment,
         return result
 
     trainer = EnsembleTrainer(
-        experiment.dataset, build_method(experiment.method),
-        experiment.training, device, num_threads=num_threads)
+        experiment.dataset,
+        build_method(experiment.method),
+        experiment.training,
+        device,
+        num_threads=num_threads,
+    )
     history = dict(loss=[], kl={}, seconds=[])
     if (folder / CHECKPOINT).exists():
-        state = torch.load(folder / CHECKPOINT, map_location=device,
-                           weights_only=True)
+        state = torch.load(
+            folder / CHECKPOINT, map_location=device, weights_only=True
+        )
         _check_same(folder, state['experiment'], settings)
         trainer.load_state_dict(state['trainer'])
         history = state['history']
 
     problem = get_problem(experiment.dataset)
     num_epochs = experiment.training.num_epochs
-    with tqdm(total=num_epochs, initial=trainer.epoch, unit='epoch',
-              desc=description) as bar:
+    with tqdm(
+        total=num_epochs, initial=trainer.epoch, unit='epoch', desc=description
+    ) as bar:
         while trainer.epoch < num_epochs:
             start = time.perf_counter()
             history['loss'].append(trainer.train_epoch().tolist())
             history['seconds'].append(time.perf_counter() - start)
             bar.update()
-            if (trainer.epoch % checkpoint_interval == 0
-                    or trainer.epoch == num_epochs):
-                kl = evaluate(trainer.network, problem, experiment.grid_size,
-                              x_stride=8, num_threads=num_threads)
+            if (
+                trainer.epoch % checkpoint_interval == 0
+                or trainer.epoch == num_epochs
+            ):
+                kl = evaluate(
+                    trainer.network,
+                    problem,
+                    experiment.grid_size,
+                    x_stride=8,
+                    num_threads=num_threads,
+                )
                 history['kl'][trainer.epoch] = kl.tolist()
                 bar.set_postfix_str(f'D_KL {kl.mean():.3f}')
-                _write(folder / CHECKPOINT, lambda path: torch.save(
-                    dict(experiment=settings, trainer=trainer.state_dict(),
-                         history=history), path))
+                _write(
+                    folder / CHECKPOINT,
+                    lambda path: torch.save(
+                        dict(
+                            experiment=settings,
+                            trainer=trainer.state_dict(),
+                            history=history,
+                        ),
+                        path,
+                    ),
+                )
 
-    kl = evaluate(trainer.network, problem, experiment.grid_size,
-                  num_threads=num_threads)
+    kl = evaluate(
+        trainer.network, problem, experiment.grid_size, num_threads=num_threads
+    )
     _write_densities(folder / DENSITIES, trainer.network, problem, kl)
     result = dict(
-        experiment=settings, **summarise(kl.tolist(), experiment.num_best),
+        experiment=settings,
+        **summarise(kl.tolist(), experiment.num_best),
         seconds_per_epoch=float(np.median(history['seconds'])),
-        history=history, device=str(device), num_threads=num_threads,
-        versions=dict(mmdet_ebm=__version__, torch=torch.__version__,
-                      python=platform.python_version()))
+        history=history,
+        device=str(device),
+        num_threads=num_threads,
+        versions=dict(
+            mmdet_ebm=__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+        ),
+    )
     result = json.loads(json.dumps(result))
-    _write(folder / RESULT,
-           lambda path: path.write_text(json.dumps(result, indent=1)))
+    _write(
+        folder / RESULT,
+        lambda path: path.write_text(json.dumps(result, indent=1)),
+    )
     return result
 
 
-def summarise(kl: Sequence[float], num_best: int) -> Dict[str, Any]:
+def summarise(kl: Sequence[float], num_best: int) -> dict[str, Any]:
     """Mean and standard deviation (n - 1) of the best models and of all.
 
     A model that diverged (D_KL not finite) counts among the worst, and makes
     the figures over all models not finite.
     """
     ordered = sorted(value if np.isfinite(value) else np.inf for value in kl)
-    return dict(kl=list(kl), best=_mean_and_std(ordered[:num_best]),
-                all=_mean_and_std(ordered))
+    return dict(
+        kl=list(kl),
+        best=_mean_and_std(ordered[:num_best]),
+        all=_mean_and_std(ordered),
+    )
 
 
-def _mean_and_std(values: List[float]) -> Dict[str, float]:
+def _mean_and_std(values: list[float]) -> dict[str, float]:
     if not np.isfinite(values).all():
         return dict(mean=np.inf, std=np.inf, count=len(values))
     std = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return dict(mean=float(np.mean(values)), std=float(std),
-                count=len(values))
+    return dict(mean=float(np.mean(values)), std=float(std), count=len(values))
 
 
 def _check_same(folder, found, expected):
     if found != expected:
-        changed = sorted(key for key in found.keys() | expected.keys()
-                         if found.get(key) != expected.get(key))
+        changed = sorted(
+            key
+            for key in found.keys() | expected.keys()
+            if found.get(key) != expected.get(key)
+        )
         raise ValueError(
             f'{folder} holds an experiment with other settings ('
-            + '; '.join(f'{key}: {found.get(key)} there, {expected.get(key)} '
-                        'now' for key in changed)
-            + '); choose another folder or remove this one')
+            + '; '.join(
+                f'{key}: {found.get(key)} there, {expected.get(key)} now'
+                for key in changed
+            )
+            + '); choose another folder or remove this one'
+        )
 
 
 def _write(path, writer):
@@ -200,11 +248,17 @@ def _write_densities(path, network, problem, kl):
     model = int(kl.argsort()[(len(kl) - 1) // 2])
     shares = dict(
         true=true_grid_density(problem, x, y),
-        learned=learned_grid_logdensity(network, model, x, y).exp())
+        learned=learned_grid_logdensity(network, model, x, y).exp(),
+    )
     arrays = {
-        name: (share / (y[1] - y[0])).view(
-            PICTURE_SIZE, PICTURE_SIZE, -1).mean(2).cpu().numpy().astype(
-                np.float32) for name, share in shares.items()}
+        name: (share / (y[1] - y[0]))
+        .view(PICTURE_SIZE, PICTURE_SIZE, -1)
+        .mean(2)
+        .cpu()
+        .numpy()
+        .astype(np.float32)
+        for name, share in shares.items()
+    }
     arrays.update(model=model, kl=float(kl[model]))
     side = path.with_name(f'.part.{path.name}')  # savez wants the suffix
     np.savez_compressed(side, **arrays)

@@ -30,7 +30,8 @@ operations compute the same formula.
 """
 
 import ctypes
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from .native import joint_library, pointer, pointers
 
 class _Logistic(NamedTuple):
     """Weights and biases in front of the logistic functions, or gradients."""
+
     y_weight: Tensor  # (E, H, 1)
     y_bias: Tensor  # (E, H, 1)
     weight1: Tensor  # (E, H, H)
@@ -52,8 +54,9 @@ class _Logistic(NamedTuple):
     out_bias: Tensor  # (E, 1, 1)
 
 
-def joint_logdensity(y: Tensor, context: Tensor,
-                     layers: Sequence[Tensor]) -> Tensor:
+def joint_logdensity(
+    y: Tensor, context: Tensor, layers: Sequence[Tensor]
+) -> Tensor:
     """f of candidates, given what the first joint layer gets from x.
 
     Args:
@@ -68,34 +71,52 @@ def joint_logdensity(y: Tensor, context: Tensor,
         f (E, n), differentiable any number of times.
     """
     logistic = _to_logistic(context, *layers)
-    if (y.device.type != 'cpu'
-            or any(tensor.dtype != torch.float32 for tensor in (y, *logistic))
-            or joint_library(context.shape[1]) is None):
+    if (
+        y.device.type != 'cpu'
+        or any(tensor.dtype != torch.float32 for tensor in (y, *logistic))
+        or joint_library(context.shape[1]) is None
+    ):
         return _logdensity(y, logistic)
     y = y.contiguous()
     with_slope = torch.is_grad_enabled() and y.requires_grad
     f, slope = _forward(y, logistic, with_slope)
     result = f
     if torch.is_grad_enabled() and any(p.requires_grad for p in logistic):
-        result = _ThroughWeights.apply(f, (y, ), *logistic)
+        result = _ThroughWeights.apply(f, (y,), *logistic)
     if with_slope:
         # Both values are f; so is this sum, to the last bit.
         result = result + (_ThroughY.apply(f, slope, y, logistic) - f)
     return result
 
 
-def _to_logistic(context, y_weight, y_bias, weight1, weight2, bias2, weight3,
-                 bias3, out_weight, out_bias):
+def _to_logistic(
+    context,
+    y_weight,
+    y_bias,
+    weight1,
+    weight2,
+    bias2,
+    weight3,
+    bias3,
+    out_weight,
+    out_bias,
+):
 
     def row_sum(weight):
         return weight.sum(2, keepdim=True)
 
     return _Logistic(
-        y_weight=2 * y_weight, y_bias=2 * y_bias,
-        weight1=4 * weight1, context=2 * (context - row_sum(weight1)),
-        weight2=4 * weight2, bias2=2 * (bias2 - row_sum(weight2)),
-        weight3=4 * weight3, bias3=2 * (bias3 - 2 * row_sum(weight3)),
-        out_weight=2 * out_weight, out_bias=out_bias - 3 * row_sum(out_weight))
+        y_weight=2 * y_weight,
+        y_bias=2 * y_bias,
+        weight1=4 * weight1,
+        context=2 * (context - row_sum(weight1)),
+        weight2=4 * weight2,
+        bias2=2 * (bias2 - row_sum(weight2)),
+        weight3=4 * weight3,
+        bias3=2 * (bias3 - 2 * row_sum(weight3)),
+        out_weight=2 * out_weight,
+        out_bias=out_bias - 3 * row_sum(out_weight),
+    )
 
 
 def _logdensity(y, p):
@@ -117,8 +138,10 @@ def _num_samples(y, p):
 def _sizes(y, p):
     """Models, instances of each, candidates of each, as the kernels want."""
     num_models, _, batch_size = p.context.shape
-    return [ctypes.c_int(size)
-            for size in (num_models, batch_size, _num_samples(y, p))]
+    return [
+        ctypes.c_int(size)
+        for size in (num_models, batch_size, _num_samples(y, p))
+    ]
 
 
 def _forward(y, p, with_slope):
@@ -127,7 +150,8 @@ def _forward(y, p, with_slope):
     slope = torch.empty_like(f) if with_slope else None
     p = _Logistic(*(tensor.contiguous() for tensor in p))
     joint_library(p.context.shape[1]).joint_forward(
-        pointer(y), pointers(p), *_sizes(y, p), pointer(f), pointer(slope))
+        pointer(y), pointers(p), *_sizes(y, p), pointer(f), pointer(slope)
+    )
     return f, slope
 
 
@@ -137,27 +161,37 @@ def _weight_gradients(kernel, y, grad, p):
     p = _Logistic(*(tensor.contiguous() for tensor in p))
     gradients = [torch.empty_like(tensor) for tensor in p]
     getattr(joint_library(p.context.shape[1]), kernel)(
-        pointer(y), pointer(grad), pointers(p), *_sizes(y, p),
-        pointers(gradients))
+        pointer(y),
+        pointer(grad),
+        pointers(p),
+        *_sizes(y, p),
+        pointers(gradients),
+    )
     return gradients
 
 
 def _slope(y, p):
     """The derivative of f in y (E, n) by ordinary operations."""
     with torch.enable_grad():
-        slope, = torch.autograd.grad(
-            _logdensity(y, p).sum(), y, create_graph=True)
+        (slope,) = torch.autograd.grad(
+            _logdensity(y, p).sum(), y, create_graph=True
+        )
     return slope
 
 
 def _differentiable_gradients(output, inputs, grad):
     """Gradients by ordinary operations; None where none is wanted."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(
-        output, wanted, grad, create_graph=torch.is_grad_enabled(),
-        allow_unused=True))
-    return [next(found) if tensor.requires_grad else None
-            for tensor in inputs]
+    found = iter(
+        torch.autograd.grad(
+            output,
+            wanted,
+            grad,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 # The engine runs a node if one of its tensor arguments leads to a wanted
@@ -181,8 +215,10 @@ class _ThroughY(torch.autograd.Function):
             known = slope
             slope = _SlopeThroughY.apply(known, y, ctx.logistic)
             if any(tensor.requires_grad for tensor in ctx.logistic):
-                slope = slope + (_SlopeThroughWeights.apply(
-                    known, (y, ), *ctx.logistic) - known)
+                slope = slope + (
+                    _SlopeThroughWeights.apply(known, (y,), *ctx.logistic)
+                    - known
+                )
         return None, None, grad_f * slope, None
 
 
@@ -192,7 +228,7 @@ class _ThroughWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, f, y, *logistic):
         ctx.save_for_backward(*logistic)
-        ctx.y, = y
+        (ctx.y,) = y
         return f.clone()
 
     @staticmethod
@@ -200,7 +236,8 @@ class _ThroughWeights(torch.autograd.Function):
         p = _Logistic(*ctx.saved_tensors)
         if torch.is_grad_enabled():
             gradients = _differentiable_gradients(
-                _logdensity(ctx.y, p), p, grad_f)
+                _logdensity(ctx.y, p), p, grad_f
+            )
         else:
             gradients = _weight_gradients('joint_backward', ctx.y, grad_f, p)
         return None, None, *gradients
@@ -217,9 +254,10 @@ class _SlopeThroughY(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_slope):
-        y, = ctx.saved_tensors
-        gradient, = _differentiable_gradients(
-            _slope(y, ctx.logistic), [y], grad_slope)
+        (y,) = ctx.saved_tensors
+        (gradient,) = _differentiable_gradients(
+            _slope(y, ctx.logistic), [y], grad_slope
+        )
         return None, gradient, None
 
 
@@ -229,7 +267,7 @@ class _SlopeThroughWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, slope, y, *logistic):
         ctx.save_for_backward(*logistic)
-        ctx.y, = y
+        (ctx.y,) = y
         return slope.clone()
 
     @staticmethod
@@ -237,8 +275,10 @@ class _SlopeThroughWeights(torch.autograd.Function):
         p = _Logistic(*ctx.saved_tensors)
         if torch.is_grad_enabled():
             gradients = _differentiable_gradients(
-                _slope(ctx.y, p), p, grad_slope)
+                _slope(ctx.y, p), p, grad_slope
+            )
         else:
             gradients = _weight_gradients(
-                'joint_slope_backward', ctx.y, grad_slope, p)
+                'joint_slope_backward', ctx.y, grad_slope, p
+            )
         return None, None, *gradients

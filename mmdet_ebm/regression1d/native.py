@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Optional, Sequence
 
 from torch import Tensor
 
@@ -19,8 +19,8 @@ _MAX_WIDTH = 64
 _FLAGS = ['-O3', '-march=native', '-std=gnu++17', '-shared', '-fPIC']
 
 
-@lru_cache(maxsize=None)
-def joint_library(width: int) -> Optional[ctypes.CDLL]:
+@cache
+def joint_library(width: int) -> ctypes.CDLL | None:
     """The kernels for networks of this width.
 
     Compiled anew by each process (about two seconds), so that there is no
@@ -36,20 +36,29 @@ def joint_library(width: int) -> Optional[ctypes.CDLL]:
     compiler = os.environ.get('CXX') or shutil.which('g++') or 'c++'
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, 'joint_layers.so')
-        command = [*compiler.split(), *_FLAGS, f'-DWIDTH={width}', '-o',
-                   str(library), str(_SOURCE)]
+        command = [
+            *compiler.split(),
+            *_FLAGS,
+            f'-DWIDTH={width}',
+            '-o',
+            str(library),
+            str(_SOURCE),
+        ]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
             return ctypes.CDLL(str(library))
         except (OSError, subprocess.CalledProcessError) as error:
             logging.getLogger(__name__).warning(
                 'cannot compile %s (%s): training takes about three times as '
-                'long. %s', _SOURCE.name, error,
-                getattr(error, 'stderr', None) or '')
+                'long. %s',
+                _SOURCE.name,
+                error,
+                getattr(error, 'stderr', None) or '',
+            )
             return None
 
 
-def pointer(tensor: Optional[Tensor]) -> Optional[ctypes.c_void_p]:
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
     """Address of a contiguous tensor's data; null for None."""
     return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
@@ -57,4 +66,5 @@ def pointer(tensor: Optional[Tensor]) -> Optional[ctypes.c_void_p]:
 def pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
     """A struct of addresses."""
     return (ctypes.c_void_p * len(tensors))(
-        *(tensor.data_ptr() for tensor in tensors))
+        *(tensor.data_ptr() for tensor in tensors)
+    )

@@ -17,7 +17,7 @@ arXiv 2005.01698, section 4.1 and its supplement.
 """
 
 import math
-from typing import Dict, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,20 @@ from ..core import LogDensityFn
 from .fused import joint_logdensity
 
 # Weights (E, out, in) and biases (E, out, 1) by name.
-Parameters = Dict[str, Tensor]
+Parameters = dict[str, Tensor]
 
 
-def layer_shapes(width: int) -> Dict[str, Tuple[int, int]]:
+def layer_shapes(width: int) -> dict[str, tuple[int, int]]:
     """(out, in) of each linear layer."""
-    return dict(x1=(width, 1), x2=(width, width), y=(width, 1),
-                joint1=(width, 2 * width), joint2=(width, width),
-                joint3=(width, width), out=(1, width))
+    return dict(
+        x1=(width, 1),
+        x2=(width, width),
+        y=(width, 1),
+        joint1=(width, 2 * width),
+        joint2=(width, width),
+        joint3=(width, width),
+        out=(1, width),
+    )
 
 
 class PlainNetwork(nn.Module):
@@ -81,20 +87,24 @@ class EnsembleNetwork(nn.Module):
         ValueError: If a size is below 1.
     """
 
-    def __init__(self,
-                 num_models: int,
-                 width: int = 10,
-                 generators: Optional[Sequence[torch.Generator]] = None
-                 ) -> None:
+    def __init__(
+        self,
+        num_models: int,
+        width: int = 10,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> None:
         super().__init__()
         if num_models < 1 or width < 1:
-            raise ValueError('expected at least one model and a width of at '
-                             f'least 1, got {num_models} and {width}')
+            raise ValueError(
+                'expected at least one model and a width of at '
+                f'least 1, got {num_models} and {width}'
+            )
         generators = generators or [None] * num_models
         models = [_initial_parameters(width, g) for g in generators]
         for name in models[0]:
             self.register_parameter(
-                name, nn.Parameter(torch.stack([m[name] for m in models])))
+                name, nn.Parameter(torch.stack([m[name] for m in models]))
+            )
 
     @classmethod
     def from_models(cls, models: Sequence[PlainNetwork]) -> 'EnsembleNetwork':
@@ -109,8 +119,10 @@ class EnsembleNetwork(nn.Module):
 
     def parameters_of(self, models: slice) -> Parameters:
         """Leaves that share the memory of some models' parameters."""
-        return {name: parameter.detach()[models].requires_grad_()
-                for name, parameter in self.named_parameters()}
+        return {
+            name: parameter.detach()[models].requires_grad_()
+            for name, parameter in self.named_parameters()
+        }
 
     def logdensity_fn(self, x: Tensor) -> LogDensityFn:
         """:func:`ensemble_logdensity_fn` of the own parameters."""
@@ -134,30 +146,42 @@ def ensemble_logdensity_fn(parameters: Parameters, x: Tensor) -> LogDensityFn:
     joint_x, joint_y = p['joint1_weight'].split(width, dim=2)
     # (E, width, B): all that the joint layers need to know of x.
     context = torch.baddbmm(p['joint1_bias'], joint_x, features)
-    layers = (p['y_weight'], p['y_bias'], joint_y, p['joint2_weight'],
-              p['joint2_bias'], p['joint3_weight'], p['joint3_bias'],
-              p['out_weight'], p['out_bias'])
+    layers = (
+        p['y_weight'],
+        p['y_bias'],
+        joint_y,
+        p['joint2_weight'],
+        p['joint2_bias'],
+        p['joint3_weight'],
+        p['joint3_bias'],
+        p['out_weight'],
+        p['out_bias'],
+    )
 
     def logdensity(y: Tensor) -> Tensor:
         num_samples = y.shape[1]
         f = joint_logdensity(
-            y.reshape(num_models, batch_size * num_samples), context, layers)
+            y.reshape(num_models, batch_size * num_samples), context, layers
+        )
         return f.view(num_models * batch_size, num_samples)
 
     return logdensity
 
 
 def _affine(parameters, layer, x):
-    return torch.baddbmm(parameters[f'{layer}_bias'],
-                         parameters[f'{layer}_weight'], x)
+    return torch.baddbmm(
+        parameters[f'{layer}_bias'], parameters[f'{layer}_weight'], x
+    )
 
 
 def _initial_parameters(width, generator):
     """nn.Linear's default: weights and biases U(-1, 1) / sqrt(inputs)."""
     parameters = {}
     for layer, (num_out, num_in) in layer_shapes(width).items():
-        for kind, shape in (('weight', (num_out, num_in)),
-                            ('bias', (num_out, 1))):
+        for kind, shape in (
+            ('weight', (num_out, num_in)),
+            ('bias', (num_out, 1)),
+        ):
             uniform = 2 * torch.rand(shape, generator=generator) - 1
             parameters[f'{layer}_{kind}'] = uniform / math.sqrt(num_in)
     return parameters

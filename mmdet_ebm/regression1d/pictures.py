@@ -1,7 +1,8 @@
 """Pictures of the study, drawn from the files of its experiments."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,22 +18,28 @@ _GAMMA = 0.5
 
 def _figure(num_rows: int, num_columns: int, width: float, height: float):
     """A figure and its axes (rows, columns), without pyplot's state."""
-    figure = Figure((width * num_columns, height * num_rows),
-                    layout='constrained')
+    figure = Figure(
+        (width * num_columns, height * num_rows), layout='constrained'
+    )
     FigureCanvasAgg(figure)
     return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
 def _show_density(axis, density, brightest, title):
     norm = PowerNorm(_GAMMA, vmin=0, vmax=brightest, clip=True)
-    axis.imshow(density.T, origin='lower', norm=norm, aspect='auto',
-                cmap=matplotlib.colormaps['magma'],
-                extent=(X_MIN, X_MAX, X_MIN, X_MAX))
+    axis.imshow(
+        density.T,
+        origin='lower',
+        norm=norm,
+        aspect='auto',
+        cmap=matplotlib.colormaps['magma'],
+        extent=(X_MIN, X_MAX, X_MIN, X_MAX),
+    )
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
 
 
-def _load(path: Path) -> Dict[str, np.ndarray]:
+def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -49,22 +56,30 @@ def draw_densities(arrays_path: Path, title: str, path: Path) -> None:
     brightest = arrays['true'].max()
     figure, axes = _figure(1, 2, 3.4, 3.2)
     _show_density(axes[0, 0], arrays['true'], brightest, 'true')
-    _show_density(axes[0, 1], arrays['learned'], brightest,
-                  f'{title}, D_KL {arrays["kl"]:.3f}')
+    _show_density(
+        axes[0, 1],
+        arrays['learned'],
+        brightest,
+        f'{title}, D_KL {arrays["kl"]:.3f}',
+    )
     for axis in axes[0]:
         axis.set_xlabel('x')
     axes[0, 0].set_ylabel('y')
     figure.savefig(path, dpi=110)
 
 
-def draw_curve(result: Dict[str, Any], title: str, path: Path) -> None:
+def draw_curve(result: dict[str, Any], title: str, path: Path) -> None:
     """Loss and D_KL over epochs: mean and range over the models."""
-    figure, (axes, ) = _figure(1, 2, 3.6, 2.8)
+    figure, (axes,) = _figure(1, 2, 3.6, 2.8)
     loss = np.array(result['history']['loss'])
     kl = result['history']['kl']
     _show_range(axes[0], np.arange(1, len(loss) + 1), loss, 'loss')
-    _show_range(axes[1], [int(epoch) for epoch in kl],
-                np.array(list(kl.values())), 'D_KL')
+    _show_range(
+        axes[1],
+        [int(epoch) for epoch in kl],
+        np.array(list(kl.values())),
+        'D_KL',
+    )
     if np.nanmin(list(kl.values())) > 0:
         axes[1].set_yscale('log')
     figure.suptitle(title, fontsize=10)
@@ -78,8 +93,11 @@ def _show_range(axis, epochs, values, label):
     axis.set_ylabel(label)
 
 
-def draw_overview(cells: Dict[Tuple[str, int], Tuple[Dict[str, Any], Path]],
-                  methods: Sequence[str], path: Path) -> None:
+def draw_overview(
+    cells: dict[tuple[str, int], tuple[dict[str, Any], Path]],
+    methods: Sequence[str],
+    path: Path,
+) -> None:
     """All methods in one figure: a row for each data set, the truth first.
 
     Args:
@@ -98,15 +116,24 @@ def draw_overview(cells: Dict[Tuple[str, int], Tuple[Dict[str, Any], Path]],
             result, arrays_path = cells[method, dataset]
             arrays = _load(arrays_path)
             brightest = arrays['true'].max()
-            _show_density(axis, arrays['learned'], brightest,
-                          f'{method}  {result["all"]["mean"]:.3f}')
-            _show_density(row[0], arrays['true'], brightest,
-                          f'true, data set {dataset}')
+            _show_density(
+                axis,
+                arrays['learned'],
+                brightest,
+                f'{method}  {result["all"]["mean"]:.3f}',
+            )
+            _show_density(
+                row[0], arrays['true'], brightest, f'true, data set {dataset}'
+            )
     figure.savefig(path, dpi=110)
 
 
-def draw_ablation(lines: Dict[str, Sequence[Tuple[float, float, float]]],
-                  x_label: str, path: Path, log_x: bool = True) -> None:
+def draw_ablation(
+    lines: dict[str, Sequence[tuple[float, float, float]]],
+    x_label: str,
+    path: Path,
+    log_x: bool = True,
+) -> None:
     """D_KL against a setting, one line for each method and data set.
 
     Args:
@@ -115,7 +142,7 @@ def draw_ablation(lines: Dict[str, Sequence[Tuple[float, float, float]]],
         path: Picture to write.
         log_x: A logarithmic axis for the setting.
     """
-    figure, ((axis, ), ) = _figure(1, 1, 5.2, 3.6)
+    figure, ((axis,),) = _figure(1, 1, 5.2, 3.6)
     for label, points in lines.items():
         x, mean, error = np.array(sorted(points)).T
         axis.errorbar(x, mean, error, marker='o', capsize=3, label=label)

@@ -9,7 +9,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ METHODS = ('MLIS', 'KLDIS', 'MLMCMC', 'NCE', 'NCEPlus', 'SM', 'DSM')
 MODELS_PER_PASS = 10
 
 
-def build_method(config: Dict[str, Any]) -> nn.Module:
+def build_method(config: dict[str, Any]) -> nn.Module:
     """A training method from ``dict(type='NCEPlus', sigmas=..., ...)``.
 
     Raises:
@@ -37,8 +37,9 @@ def build_method(config: Dict[str, Any]) -> nn.Module:
     settings = dict(config)
     kind = settings.pop('type', None)
     if kind not in METHODS:
-        raise ValueError(f'method type must be one of {", ".join(METHODS)}, '
-                         f'got {kind!r}')
+        raise ValueError(
+            f'method type must be one of {", ".join(METHODS)}, got {kind!r}'
+        )
     try:
         return getattr(core, kind)(**settings)
     except TypeError as error:
@@ -62,6 +63,7 @@ class TrainingSettings:
     Raises:
         ValueError: If a number is out of range.
     """
+
     num_models: int = 20
     seed: int = 0
     num_points: int = 2000
@@ -72,16 +74,24 @@ class TrainingSettings:
     label_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ('num_models', 'num_points', 'batch_size', 'num_epochs',
-                     'width'):
+        for name in (
+            'num_models',
+            'num_points',
+            'batch_size',
+            'num_epochs',
+            'width',
+        ):
             positive_int(name, getattr(self, name))
         positive('lr', self.lr)
         if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f'seed must be a whole number of at least 0, got '
-                             f'{self.seed!r}')
+            raise ValueError(
+                f'seed must be a whole number of at least 0, got {self.seed!r}'
+            )
         if not 0 <= self.label_noise < math.inf:
-            raise ValueError('label_noise must be at least 0 and finite, got '
-                             f'{self.label_noise!r}')
+            raise ValueError(
+                'label_noise must be at least 0 and finite, got '
+                f'{self.label_noise!r}'
+            )
 
 
 class EnsembleTrainer:
@@ -109,13 +119,15 @@ class EnsembleTrainer:
         ValueError: If the data set is unknown or a number is below 1.
     """
 
-    def __init__(self,
-                 dataset: int,
-                 method: nn.Module,
-                 settings: TrainingSettings,
-                 device: str = 'cpu',
-                 models_per_pass: Optional[int] = None,
-                 num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: int,
+        method: nn.Module,
+        settings: TrainingSettings,
+        device: str = 'cpu',
+        models_per_pass: int | None = None,
+        num_threads: int = 1,
+    ) -> None:
         self.device = torch.device(device)
         num_models = settings.num_models
         if models_per_pass is None:
@@ -128,22 +140,30 @@ class EnsembleTrainer:
         self.settings = settings
         self.method = method.to(self.device)
         self.num_threads = num_threads
-        self.passes = [slice(start, min(start + models_per_pass, num_models))
-                       for start in range(0, num_models, models_per_pass)]
+        self.passes = [
+            slice(start, min(start + models_per_pass, num_models))
+            for start in range(0, num_models, models_per_pass)
+        ]
         # On the CPU: initialisation, training set, order of the points.
         self.generators = _generators(settings, 0, 'cpu')
         # The method's samples, drawn where they are used.
         self.noise_generators = _generators(settings, 1, self.device)
         self.network = EnsembleNetwork(
-            num_models, settings.width, self.generators).to(self.device)
+            num_models, settings.width, self.generators
+        ).to(self.device)
         problem = get_problem(dataset)
-        points = [draw_points(problem, settings.num_points, generator,
-                              settings.label_noise)
-                  for generator in self.generators]
-        self.x, self.y = (torch.stack(values).to(self.device)
-                          for values in zip(*points))  # (E, num_points)
+        points = [
+            draw_points(
+                problem, settings.num_points, generator, settings.label_noise
+            )
+            for generator in self.generators
+        ]
+        self.x, self.y = (
+            torch.stack(values).to(self.device) for values in zip(*points)
+        )  # (E, num_points)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.lr)
+            self.network.parameters(), lr=settings.lr
+        )
         for parameter in self.network.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.epoch = 0
@@ -151,8 +171,12 @@ class EnsembleTrainer:
     def train_epoch(self) -> Tensor:
         """One epoch; the mean loss of each model (E,), on the CPU."""
         size = self.settings.num_points
-        order = torch.stack([torch.randperm(size, generator=generator)
-                             for generator in self.generators])
+        order = torch.stack(
+            [
+                torch.randperm(size, generator=generator)
+                for generator in self.generators
+            ]
+        )
         order = order.to(self.device)
         total = torch.zeros(self.settings.num_models, device=self.device)
         with ThreadPoolExecutor(self.num_threads) as pool:
@@ -170,25 +194,30 @@ class EnsembleTrainer:
         parameters = self.network.parameters_of(models)
         losses = self.method(
             ensemble_logdensity_fn(parameters, x[models]),
-            y[models].reshape(-1, 1), self.noise_generators[models])
+            y[models].reshape(-1, 1),
+            self.noise_generators[models],
+        )
         losses = losses.view(-1, x.shape[1]).mean(1)
         # Score matching does not depend on the output's bias.
         gradients = torch.autograd.grad(
-            losses.sum(), list(parameters.values()), materialize_grads=True)
+            losses.sum(), list(parameters.values()), materialize_grads=True
+        )
         for parameter, gradient in zip(self.network.parameters(), gradients):
             parameter.grad[models] = gradient
         return losses.detach()
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on."""
         return dict(
-            settings=asdict(self.settings), epoch=self.epoch,
+            settings=asdict(self.settings),
+            epoch=self.epoch,
             network=self.network.state_dict(),
             optimizer=self.optimizer.state_dict(),
             generators=[g.get_state() for g in self.generators],
-            noise_generators=[g.get_state() for g in self.noise_generators])
+            noise_generators=[g.get_state() for g in self.noise_generators],
+        )
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state.
 
         Raises:
@@ -197,22 +226,32 @@ class EnsembleTrainer:
         own = asdict(self.settings)
         # More epochs may follow than were planned.
         if {**state['settings'], 'num_epochs': own['num_epochs']} != own:
-            raise ValueError('the checkpoint is of a training with other '
-                             f'settings: {state["settings"]}; expected {own}')
+            raise ValueError(
+                'the checkpoint is of a training with other '
+                f'settings: {state["settings"]}; expected {own}'
+            )
         self.epoch = state['epoch']
         self.network.load_state_dict(state['network'])
         self.optimizer.load_state_dict(state['optimizer'])
         for generators, states in (
-                (self.generators, state['generators']),
-                (self.noise_generators, state['noise_generators'])):
+            (self.generators, state['generators']),
+            (self.noise_generators, state['noise_generators']),
+        ):
             for generator, own_state in zip(generators, states):
                 generator.set_state(own_state.cpu())
 
 
-def _generators(settings: TrainingSettings, stream: int,
-                device) -> List[torch.Generator]:
+def _generators(
+    settings: TrainingSettings, stream: int, device
+) -> list[torch.Generator]:
     """One generator for each model, from (seed, model, stream)."""
-    seeds = [np.random.SeedSequence((settings.seed, model, stream))
-             for model in range(settings.num_models)]
-    return [torch.Generator(device).manual_seed(
-        int(seed.generate_state(1, np.uint64)[0] >> 1)) for seed in seeds]
+    seeds = [
+        np.random.SeedSequence((settings.seed, model, stream))
+        for model in range(settings.num_models)
+    ]
+    return [
+        torch.Generator(device).manual_seed(
+            int(seed.generate_state(1, np.uint64)[0] >> 1)
+        )
+        for seed in seeds
+    ]

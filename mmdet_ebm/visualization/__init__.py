@@ -5,6 +5,8 @@ from .refinement import draw_refinement, draw_side_bands
 from .reliability import draw_reliability
 
 __all__ = [
-    'EnergyMapFigure', 'draw_refinement', 'draw_reliability',
-    'draw_side_bands'
+    'EnergyMapFigure',
+    'draw_refinement',
+    'draw_reliability',
+    'draw_side_bands',
 ]

@@ -1,7 +1,6 @@
 """Pictures of the log-density around a detection, still and moving."""
 
 from pathlib import Path
-from typing import Optional, Union
 
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
@@ -17,8 +16,9 @@ from .refinement import AFTER_COLOUR, BEFORE_COLOUR
 _DEPTH = 12.0
 # Fall of a Gaussian's log-density at 1, 2 and 3 standard deviations.
 _FALLS = (0.5, 2.0, 4.5)
-_BEFORE, _AFTER = (tuple(c / 255 for c in colour)
-                   for colour in (BEFORE_COLOUR, AFTER_COLOUR))
+_BEFORE, _AFTER = (
+    tuple(c / 255 for c in colour) for colour in (BEFORE_COLOUR, AFTER_COLOUR)
+)
 _TRUTH = 'white'
 
 
@@ -32,8 +32,13 @@ class EnergyMapFigure:
         truth: (4,) annotated box, if known.
     """
 
-    def __init__(self, image: np.ndarray, energy: EnergyMap, title: str = '',
-                 truth: Optional[Tensor] = None) -> None:
+    def __init__(
+        self,
+        image: np.ndarray,
+        energy: EnergyMap,
+        title: str = '',
+        truth: Tensor | None = None,
+    ) -> None:
         self.energy = energy
         self.figure = Figure(figsize=(11, 3.7), layout='constrained')
         FigureCanvasAgg(self.figure)
@@ -41,14 +46,27 @@ class EnergyMapFigure:
         self._draw_scene(scene, image, truth)
         path = energy.path.numpy()
         self._lines = [
-            _draw_map(centre, energy.shift, energy.centre_map, path[:, :2],
-                      'centre', 'shift in x / width', 'shift in y / height'),
-            _draw_map(size, energy.log_size, energy.size_map, path[:, 2:],
-                      'size', 'log of width ratio', 'log of height ratio'),
+            _draw_map(
+                centre,
+                energy.shift,
+                energy.centre_map,
+                path[:, :2],
+                'centre',
+                'shift in x / width',
+                'shift in y / height',
+            ),
+            _draw_map(
+                size,
+                energy.log_size,
+                energy.size_map,
+                path[:, 2:],
+                'size',
+                'log of width ratio',
+                'log of height ratio',
+            ),
         ]
         centre.invert_yaxis()  # as in the image
-        self.figure.colorbar(size.collections[0], ax=size,
-                             label='log-density')
+        self.figure.colorbar(size.collections[0], ax=size, label='log-density')
         self._title = title
         self._headline = self.figure.suptitle(' ', fontsize=11)
         self.show_step(len(path) - 1)
@@ -61,40 +79,53 @@ class EnergyMapFigure:
         x1, y1, x2, y2 = self.energy.corners[step].tolist()
         self._box.set_bounds(x1, y1, x2 - x1, y2 - y1)
         for line, end, path in self._lines:
-            line.set_data(path[:step + 1].T)
-            end.set_data(path[step:step + 1].T)
+            line.set_data(path[: step + 1].T)
+            end.set_data(path[step : step + 1].T)
         self._headline.set_text(
             f'{self._title}  step {step} of {len(self.energy.path) - 1}, '
-            f'f = {self.energy.logdensity[step]:.2f}')
+            f'f = {self.energy.logdensity[step]:.2f}'
+        )
 
     def picture(self) -> np.ndarray:
         """(H', W', 3) uint8 RGB."""
         self.figure.canvas.draw()
         return np.asarray(self.figure.canvas.buffer_rgba())[..., :3].copy()
 
-    def save(self, out_file: Union[str, Path]) -> None:
+    def save(self, out_file: str | Path) -> None:
         """Write a picture."""
         self.figure.savefig(str(out_file), dpi=80)
 
-    def animate(self, out_file: Union[str, Path], fps: float = 3) -> None:
+    def animate(self, out_file: str | Path, fps: float = 3) -> None:
         """Write the ascent as an animated GIF; the last step stays longer."""
         last = len(self.energy.path) - 1
         frames = [*range(last + 1), *[last] * 4]
         FuncAnimation(self.figure, self.show_step, frames).save(
-            str(out_file), PillowWriter(fps), dpi=56)
+            str(out_file), PillowWriter(fps), dpi=56
+        )
 
-    def _draw_scene(self, axes, image: np.ndarray,
-                    truth: Optional[Tensor]) -> None:
+    def _draw_scene(
+        self, axes, image: np.ndarray, truth: Tensor | None
+    ) -> None:
         axes.imshow(image)
         boxes = [self.energy.corners[[0, -1]]]
         if truth is not None:
             boxes.append(truth[None].cpu())
-            axes.add_patch(_rectangle(truth, edgecolor=_TRUTH, linestyle=':',
-                                      label='annotation'))
-        axes.add_patch(_rectangle(self.energy.corners[0], edgecolor=_BEFORE,
-                                  linestyle='--', label='before'))
-        self._box = _rectangle(self.energy.corners[-1], edgecolor=_AFTER,
-                               label='refined')
+            axes.add_patch(
+                _rectangle(
+                    truth, edgecolor=_TRUTH, linestyle=':', label='annotation'
+                )
+            )
+        axes.add_patch(
+            _rectangle(
+                self.energy.corners[0],
+                edgecolor=_BEFORE,
+                linestyle='--',
+                label='before',
+            )
+        )
+        self._box = _rectangle(
+            self.energy.corners[-1], edgecolor=_AFTER, label='refined'
+        )
         axes.add_patch(self._box)
         if self.energy.std.isfinite().all():
             _draw_bands(axes, self.energy.corners[-1], self.energy.std)
@@ -112,15 +143,29 @@ class EnergyMapFigure:
 def _draw_map(axes, axis, values, path, title, xlabel, ylabel):
     values = values.numpy()
     top = np.nanmax(values)
-    axes.pcolormesh(axis, axis, values, shading='nearest', cmap='viridis',
-                    vmin=top - _DEPTH, vmax=top, rasterized=True)
-    axes.contour(axis, axis, values, sorted(top - fall for fall in _FALLS),
-                 colors='white', linewidths=0.6)
+    axes.pcolormesh(
+        axis,
+        axis,
+        values,
+        shading='nearest',
+        cmap='viridis',
+        vmin=top - _DEPTH,
+        vmax=top,
+        rasterized=True,
+    )
+    axes.contour(
+        axis,
+        axis,
+        values,
+        sorted(top - fall for fall in _FALLS),
+        colors='white',
+        linewidths=0.6,
+    )
     axes.set_title(title, fontsize=10)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    line, = axes.plot([], [], '.-', color='white', linewidth=1, markersize=4)
+    (line,) = axes.plot([], [], '.-', color='white', linewidth=1, markersize=4)
     axes.plot(*path[0], 'o', color=_BEFORE, markersize=5)
-    end, = axes.plot([], [], 'o', color=_AFTER, markersize=5)
+    (end,) = axes.plot([], [], 'o', color=_AFTER, markersize=5)
     return line, end, path
 
 
@@ -128,14 +173,31 @@ def _draw_bands(axes, corners: Tensor, std: Tensor) -> None:
     x1, y1, x2, y2 = corners.tolist()
     sx1, sy1, sx2, sy2 = std.tolist()
     for x, s in ((x1, sx1), (x2, sx2)):
-        axes.add_patch(Rectangle((x - s, y1), 2 * s, y2 - y1, color=_AFTER,
-                                 alpha=0.4, linewidth=0))
+        axes.add_patch(
+            Rectangle(
+                (x - s, y1),
+                2 * s,
+                y2 - y1,
+                color=_AFTER,
+                alpha=0.4,
+                linewidth=0,
+            )
+        )
     for y, s in ((y1, sy1), (y2, sy2)):
-        axes.add_patch(Rectangle((x1, y - s), x2 - x1, 2 * s, color=_AFTER,
-                                 alpha=0.4, linewidth=0))
+        axes.add_patch(
+            Rectangle(
+                (x1, y - s),
+                x2 - x1,
+                2 * s,
+                color=_AFTER,
+                alpha=0.4,
+                linewidth=0,
+            )
+        )
 
 
 def _rectangle(corners: Tensor, **style) -> Rectangle:
     x1, y1, x2, y2 = corners.tolist()
-    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.2,
-                     **style)
+    return Rectangle(
+        (x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.2, **style
+    )

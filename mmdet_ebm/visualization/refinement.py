@@ -1,7 +1,7 @@
 """Pictures of boxes before and after refinement."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence, Union
 
 import mmcv
 import numpy as np
@@ -18,12 +18,14 @@ MIN_PICTURE_SIZE = 640
 MAX_PICTURE_SIZE = 1600
 
 
-def draw_refinement(image: Union[str, Path, np.ndarray],
-                    instances: InstanceData,
-                    classes: Sequence[str],
-                    out_file: Optional[Union[str, Path]] = None,
-                    score_thr: float = 0.3,
-                    compare: bool = True) -> np.ndarray:
+def draw_refinement(
+    image: str | Path | np.ndarray,
+    instances: InstanceData,
+    classes: Sequence[str],
+    out_file: str | Path | None = None,
+    score_thr: float = 0.3,
+    compare: bool = True,
+) -> np.ndarray:
     """Draw boxes as they are (solid, green) and were (dashed, orange).
 
     Args:
@@ -53,27 +55,42 @@ def draw_refinement(image: Union[str, Path, np.ndarray],
     if len(shown) > 0:
         if compare and 'initial_bboxes' in shown:
             visualizer.draw_bboxes(
-                zoom * shown.initial_bboxes, edge_colors=BEFORE_COLOUR,
-                line_styles='--', line_widths=2 * scale)
+                zoom * shown.initial_bboxes,
+                edge_colors=BEFORE_COLOUR,
+                line_styles='--',
+                line_widths=2 * scale,
+            )
         if 'box_std' in shown:
-            draw_side_bands(visualizer, zoom * shown.bboxes,
-                            zoom * shown.box_std)
-        visualizer.draw_bboxes(zoom * shown.bboxes, edge_colors=AFTER_COLOUR,
-                               line_widths=2 * scale)
-        texts = [f'{classes[label]} {score:.2f}'
-                 for label, score in zip(shown.labels, shown.scores)]
+            draw_side_bands(
+                visualizer, zoom * shown.bboxes, zoom * shown.box_std
+            )
+        visualizer.draw_bboxes(
+            zoom * shown.bboxes,
+            edge_colors=AFTER_COLOUR,
+            line_widths=2 * scale,
+        )
+        texts = [
+            f'{classes[label]} {score:.2f}'
+            for label, score in zip(shown.labels, shown.scores)
+        ]
         visualizer.draw_texts(
-            texts, (zoom * shown.bboxes)[:, :2], font_sizes=10 * scale,
-            colors='w', bboxes=dict(
-                facecolor='black', alpha=0.8, pad=0.5, edgecolor='none'))
+            texts,
+            (zoom * shown.bboxes)[:, :2],
+            font_sizes=10 * scale,
+            colors='w',
+            bboxes=dict(
+                facecolor='black', alpha=0.8, pad=0.5, edgecolor='none'
+            ),
+        )
     picture = visualizer.get_image()
     if out_file is not None:
         mmcv.imwrite(picture[..., ::-1], str(out_file))
     return picture
 
 
-def draw_side_bands(visualizer: Visualizer, corners: torch.Tensor,
-                    std: torch.Tensor) -> None:
+def draw_side_bands(
+    visualizer: Visualizer, corners: torch.Tensor, std: torch.Tensor
+) -> None:
     """Bands of one standard deviation to either side of each side of boxes.
 
     Args:
@@ -93,9 +110,13 @@ def draw_side_bands(visualizer: Visualizer, corners: torch.Tensor,
     limit = bands.new_tensor([visualizer.width, visualizer.height] * 2)
     bands = bands.clamp(min=0).minimum(limit)
     if len(bands) > 0:
-        visualizer.draw_bboxes(bands, edge_colors=AFTER_COLOUR,
-                               face_colors=AFTER_COLOUR, alpha=0.25,
-                               line_widths=1)
+        visualizer.draw_bboxes(
+            bands,
+            edge_colors=AFTER_COLOUR,
+            face_colors=AFTER_COLOUR,
+            alpha=0.25,
+            line_widths=1,
+        )
 
 
 def _zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
@@ -116,5 +137,6 @@ def _zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
 def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     image = image.copy()
     image[mask] = (0.6 * image[mask] + 0.4 * np.array(AFTER_COLOUR)).astype(
-        np.uint8)
+        np.uint8
+    )
     return image

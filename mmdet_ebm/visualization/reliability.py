@@ -1,7 +1,7 @@
 """Pictures of calibration."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence, Union
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,8 +13,9 @@ _LEVELS = np.linspace(0.02, 0.98, 25)
 _BINS = 8
 
 
-def draw_reliability(runs: Sequence[dict[str, SideErrors]],
-                     out_file: Union[str, Path]) -> None:
+def draw_reliability(
+    runs: Sequence[dict[str, SideErrors]], out_file: str | Path
+) -> None:
     """Coverage against probability, and actual against predicted deviation.
 
     Args:
@@ -29,19 +30,34 @@ def draw_reliability(runs: Sequence[dict[str, SideErrors]],
         colour = f'C{number}'
         shares = np.array([coverage(e, _LEVELS) for e in errors])
         left.plot(_LEVELS, shares.mean(0), color=colour, label=kind)
-        left.fill_between(_LEVELS, shares.min(0), shares.max(0), color=colour,
-                          alpha=0.2, linewidth=0)
+        left.fill_between(
+            _LEVELS,
+            shares.min(0),
+            shares.max(0),
+            color=colour,
+            alpha=0.2,
+            linewidth=0,
+        )
         # One deviation of each side, for all boxes, gives no line.
         if len(np.unique(errors[0].std)) > 4:
-            right.plot(*binned_deviations(errors), 'o-', color=colour,
-                       label=kind)
+            right.plot(
+                *binned_deviations(errors), 'o-', color=colour, label=kind
+            )
     left.plot([0, 1], [0, 1], 'k:', linewidth=1)
-    left.set(xlabel='probability of the interval',
-             ylabel='share of errors within it', xlim=(0, 1), ylim=(0, 1),
-             title='coverage of intervals around the box side')
-    right.set(xlabel='predicted standard deviation / box side',
-              ylabel='root mean square error / box side', xscale='log',
-              yscale='log', title='sides in groups of equal number')
+    left.set(
+        xlabel='probability of the interval',
+        ylabel='share of errors within it',
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title='coverage of intervals around the box side',
+    )
+    right.set(
+        xlabel='predicted standard deviation / box side',
+        ylabel='root mean square error / box side',
+        xscale='log',
+        yscale='log',
+        title='sides in groups of equal number',
+    )
     limits = [*right.get_xlim(), *right.get_ylim()]
     low, high = min(limits), max(limits)
     right.plot([low, high], [low, high], 'k:', linewidth=1)
@@ -55,7 +71,8 @@ def draw_reliability(runs: Sequence[dict[str, SideErrors]],
 
 
 def binned_deviations(
-        errors: Sequence[SideErrors]) -> tuple[np.ndarray, np.ndarray]:
+    errors: Sequence[SideErrors],
+) -> tuple[np.ndarray, np.ndarray]:
     """Root mean squares of predicted deviations and of errors, in groups.
 
     Args:
@@ -65,6 +82,7 @@ def binned_deviations(
     std = np.concatenate([e.std[e.known].ravel() for e in errors])
     error = np.concatenate([e.error[e.known].ravel() for e in errors])
     groups = np.array_split(np.argsort(std, kind='stable'), _BINS)
-    mean_square = lambda v: np.array(  # noqa: E731
-        [np.mean(v[g]**2) for g in groups if len(g)])
+    mean_square = lambda v: np.array(
+        [np.mean(v[g] ** 2) for g in groups if len(g)]
+    )
     return np.sqrt(mean_square(std)), np.sqrt(mean_square(error))

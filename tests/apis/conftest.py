@@ -15,7 +15,8 @@ from ..conftest import CONFIGS, build, shrink
 def shrunk_bccd(folder, method='_nce-plus', **changes):
     """Config file of a shipped config with hardly any weights."""
     cfg = Config.fromfile(
-        CONFIGS / f'bccd/faster-rcnn_r18-half{method}_bccd.py')
+        CONFIGS / f'bccd/faster-rcnn_r18-half{method}_bccd.py'
+    )
     cfg.model = shrink(cfg.model)
     cfg.model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
     cfg.model.test_cfg.rcnn.update(score_thr=0.2, max_per_img=6)
@@ -36,9 +37,16 @@ def save_checkpoint(config, path, seed=0):
     for name, value in state.items():  # an f with slopes
         if 'fc_logdensity.weight' in name:
             value.normal_()
-    torch.save(dict(state_dict=state, meta=dict(
-        cfg=cfg.pretty_text,
-        dataset_meta=dict(classes=cfg.metainfo.classes))), path)
+    torch.save(
+        dict(
+            state_dict=state,
+            meta=dict(
+                cfg=cfg.pretty_text,
+                dataset_meta=dict(classes=cfg.metainfo.classes),
+            ),
+        ),
+        path,
+    )
     return path
 
 
@@ -52,8 +60,9 @@ def energy_files(tmp_path_factory):
 @pytest.fixture(scope='session')
 def inferencer(energy_files):
     config, checkpoint = energy_files
-    return EnergyDetInferencer(config, checkpoint, device='cpu',
-                               show_progress=False)
+    return EnergyDetInferencer(
+        config, checkpoint, device='cpu', show_progress=False
+    )
 
 
 def picture(height=48, width=64, seed=0):

@@ -20,14 +20,14 @@ def names_and_shapes(width=64, fpn=256, hidden=1024, classes=81):
     def conv(name, out, inp, size, bias):
         table[f'{name}.weight'] = (out, inp, size, size)
         if bias:
-            table[f'{name}.bias'] = (out, )
+            table[f'{name}.bias'] = (out,)
 
     def linear(name, out, inp):
-        table[f'{name}.weight'], table[f'{name}.bias'] = (out, inp), (out, )
+        table[f'{name}.weight'], table[f'{name}.bias'] = (out, inp), (out,)
 
     def norm(name, size):
         for part in ('weight', 'bias', 'running_mean', 'running_var'):
-            table[f'{name}.{part}'] = (size, )
+            table[f'{name}.{part}'] = (size,)
 
     body = 'backbone.body'
     conv(f'{body}.stem.conv1', width, 3, 7, False)
@@ -41,7 +41,8 @@ def names_and_shapes(width=64, fpn=256, hidden=1024, classes=81):
                 conv(f'{at}.downsample.0', out, last, 1, False)
                 norm(f'{at}.downsample.1', out)
             for i, (o, n, size) in enumerate(
-                    [(inner, last, 1), (inner, inner, 3), (out, inner, 1)]):
+                [(inner, last, 1), (inner, inner, 3), (out, inner, 1)]
+            ):
                 conv(f'{at}.conv{i + 1}', o, n, size, False)
                 norm(f'{at}.bn{i + 1}', o)
             last = out
@@ -72,10 +73,14 @@ def cell_anchors(level):
     stride = 4 * 2**level
     rows = []
     for w, h in (wide, (stride, stride), tall):
-        rows.append([(stride - 1) / 2 - (8 * w - 1) / 2,
-                     (stride - 1) / 2 - (8 * h - 1) / 2,
-                     (stride - 1) / 2 + (8 * w - 1) / 2,
-                     (stride - 1) / 2 + (8 * h - 1) / 2])
+        rows.append(
+            [
+                (stride - 1) / 2 - (8 * w - 1) / 2,
+                (stride - 1) / 2 - (8 * h - 1) / 2,
+                (stride - 1) / 2 + (8 * w - 1) / 2,
+                (stride - 1) / 2 + (8 * h - 1) / 2,
+            ]
+        )
     return torch.tensor(rows)
 
 
@@ -87,13 +92,19 @@ def norm(w, name, x):
 
 def bottleneck(w, name, x, stride):
     def conv(part, y, **kwargs):
-        return norm(w, f'{name}.bn{part}',
-                    F.conv2d(y, w[f'{name}.conv{part}.weight'], **kwargs))
+        return norm(
+            w,
+            f'{name}.bn{part}',
+            F.conv2d(y, w[f'{name}.conv{part}.weight'], **kwargs),
+        )
 
     shortcut = x
     if f'{name}.downsample.0.weight' in w:
-        shortcut = norm(w, f'{name}.downsample.1', F.conv2d(
-            x, w[f'{name}.downsample.0.weight'], stride=stride))
+        shortcut = norm(
+            w,
+            f'{name}.downsample.1',
+            F.conv2d(x, w[f'{name}.downsample.0.weight'], stride=stride),
+        )
     # The stride is in the first, 1x1 convolution.
     y = conv(1, x, stride=stride).relu()
     y = conv(2, y, padding=1).relu()
@@ -103,25 +114,35 @@ def bottleneck(w, name, x, stride):
 def pyramid(w, image):
     """P2 to P6 of BGR images in 0..255."""
     mean = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
-    x = F.conv2d(image - mean, w['backbone.body.stem.conv1.weight'],
-                 stride=2, padding=3)
+    x = F.conv2d(
+        image - mean, w['backbone.body.stem.conv1.weight'], stride=2, padding=3
+    )
     x = F.max_pool2d(norm(w, 'backbone.body.stem.bn1', x).relu(), 3, 2, 1)
     maps = []
     for stage, blocks in enumerate(BLOCKS):
         for block in range(blocks):
-            x = bottleneck(w, f'backbone.body.layer{stage + 1}.{block}', x,
-                           2 if stage and block == 0 else 1)
+            x = bottleneck(
+                w,
+                f'backbone.body.layer{stage + 1}.{block}',
+                x,
+                2 if stage and block == 0 else 1,
+            )
         maps.append(x)
 
     def conv(name, y, padding):
-        return F.conv2d(y, w[f'backbone.fpn.{name}.weight'],
-                        w[f'backbone.fpn.{name}.bias'], padding=padding)
+        return F.conv2d(
+            y,
+            w[f'backbone.fpn.{name}.weight'],
+            w[f'backbone.fpn.{name}.bias'],
+            padding=padding,
+        )
 
     top = conv('fpn_inner4', maps[3], 0)
     levels = [conv('fpn_layer4', top, 1)]
     for i in (3, 2, 1):
         top = conv(f'fpn_inner{i}', maps[i - 1], 0) + F.interpolate(
-            top, scale_factor=2, mode='nearest')
+            top, scale_factor=2, mode='nearest'
+        )
         levels.insert(0, conv(f'fpn_layer{i}', top, 1))
     return [*levels, levels[3][:, :, ::2, ::2]]
 
@@ -136,11 +157,15 @@ def decode(boxes, codes, weights, size):
     dw, dh = (d.clamp(max=math.log(1000 / 16)) for d in (dw, dh))
     x, y = dx * width + centre_x, dy * height + centre_y
     w, h = dw.exp() * width, dh.exp() * height
-    return torch.stack([
-        (x - 0.5 * w).clamp(0, size[1] - 1),
-        (y - 0.5 * h).clamp(0, size[0] - 1),
-        (x + 0.5 * w - 1).clamp(0, size[1] - 1),
-        (y + 0.5 * h - 1).clamp(0, size[0] - 1)], -1)
+    return torch.stack(
+        [
+            (x - 0.5 * w).clamp(0, size[1] - 1),
+            (y - 0.5 * h).clamp(0, size[0] - 1),
+            (x + 0.5 * w - 1).clamp(0, size[1] - 1),
+            (y + 0.5 * h - 1).clamp(0, size[0] - 1),
+        ],
+        -1,
+    )
 
 
 def suppress(boxes, scores, threshold):
@@ -161,9 +186,14 @@ def proposals(w, levels, size):
     """Boxes and scores of the RPN, all levels, by falling score."""
     boxes, scores = [], []
     for level, features in enumerate(levels):
+
         def conv(name, y, padding=0):
-            return F.conv2d(y, w[f'rpn.head.{name}.weight'],
-                            w[f'rpn.head.{name}.bias'], padding=padding)
+            return F.conv2d(
+                y,
+                w[f'rpn.head.{name}.weight'],
+                w[f'rpn.head.{name}.bias'],
+                padding=padding,
+            )
 
         hidden = conv('conv', features, 1).relu()
         score = conv('cls_logits', hidden)[0].sigmoid()
@@ -171,15 +201,17 @@ def proposals(w, levels, size):
         rows, columns = score.shape[1:]
         stride = 4 * 2**level
         shift_y, shift_x = torch.meshgrid(
-            torch.arange(rows) * stride, torch.arange(columns) * stride,
-            indexing='ij')
+            torch.arange(rows) * stride,
+            torch.arange(columns) * stride,
+            indexing='ij',
+        )
         shift = torch.stack([shift_x, shift_y, shift_x, shift_y], -1)
         anchors = (shift[:, :, None] + cell_anchors(level)).reshape(-1, 4)
         score = score.permute(1, 2, 0).reshape(-1)
         codes = codes.permute(2, 3, 0, 1).reshape(-1, 4)
         score, best = score.topk(min(1000, len(score)))
         anchors, codes = anchors[best], codes[best]
-        found = decode(anchors, codes, (1., 1., 1., 1.), size)
+        found = decode(anchors, codes, (1.0, 1.0, 1.0, 1.0), size)
         keep = suppress(found, score, 0.7)
         boxes.append(found[keep])
         scores.append(score[keep])
@@ -207,12 +239,19 @@ def roi_align(features, box, scale):
         positions = torch.where(low >= count - 1, low.float(), positions)
         weight = torch.zeros(14, count)
         weight.scatter_add_(1, low[:, None], (1 - positions + low)[:, None])
-        weight.scatter_add_(1, (low + 1).clamp(max=count - 1)[:, None],
-                            (positions - low)[:, None])
+        weight.scatter_add_(
+            1,
+            (low + 1).clamp(max=count - 1)[:, None],
+            (positions - low)[:, None],
+        )
         return weight * inside[:, None]
 
-    sampled = torch.einsum('yh,xw,chw->cyx', taps(y1 + steps * bin_h, rows),
-                           taps(x1 + steps * bin_w, columns), features)
+    sampled = torch.einsum(
+        'yh,xw,chw->cyx',
+        taps(y1 + steps * bin_h, rows),
+        taps(x1 + steps * bin_w, columns),
+        features,
+    )
     return F.avg_pool2d(sampled, 2)
 
 
@@ -232,12 +271,19 @@ def predictor(w, name, x):
 
 def box_head(w, levels, boxes, size):
     """Class probabilities (R, K), background first; boxes (R, K, 4)."""
-    pooled = torch.stack([
-        roi_align(levels[level][0], box, 0.25 / 2**level)
-        for box, level in zip(boxes, level_of(boxes).tolist())])
+    pooled = torch.stack(
+        [
+            roi_align(levels[level][0], box, 0.25 / 2**level)
+            for box, level in zip(boxes, level_of(boxes).tolist())
+        ]
+    )
     x = head(w, 'box', pooled)
     codes = predictor(w, 'box.predictor.bbox_pred', x).unflatten(1, (-1, 4))
-    found = torch.stack([
-        decode(boxes, code, (10., 10., 5., 5.), size)
-        for code in codes.unbind(1)], 1)
+    found = torch.stack(
+        [
+            decode(boxes, code, (10.0, 10.0, 5.0, 5.0), size)
+            for code in codes.unbind(1)
+        ],
+        1,
+    )
     return predictor(w, 'box.predictor.cls_score', x).softmax(1), found

@@ -23,20 +23,31 @@ def plain_cfg():
 
 def wrapped(plain_cfg, **changes):
     """Any detector with an energy model behind it."""
-    return build(ConfigDict(
-        type='EnergyDetector', detector=plain_cfg, refiner=dict(
-            type='EnergyRefiner', head=dict(fc_out_channels=16),
-            loss=dict(type='NCEPlusLoss')), **changes))
+    return build(
+        ConfigDict(
+            type='EnergyDetector',
+            detector=plain_cfg,
+            refiner=dict(
+                type='EnergyRefiner',
+                head=dict(fc_out_channels=16),
+                loss=dict(type='NCEPlusLoss'),
+            ),
+            **changes,
+        )
+    )
 
 
 def save(model, path, prefix=''):
-    torch.save({prefix + key: value
-                for key, value in model.state_dict().items()}, path)
+    torch.save(
+        {prefix + key: value for key, value in model.state_dict().items()},
+        path,
+    )
     return path
 
 
-def test_plain_checkpoint_fits_every_way_to_add_an_energy_model(plain_cfg,
-                                                                tmp_path):
+def test_plain_checkpoint_fits_every_way_to_add_an_energy_model(
+    plain_cfg, tmp_path
+):
     plain = build(plain_cfg)
     for prefix in ('', 'module.'):
         file = save(plain, tmp_path / 'plain.pth', prefix)
@@ -55,8 +66,9 @@ def test_advice_names_the_switches_of_the_model(plain_cfg, tmp_path):
     off = dict(energy_nms=False, ascent=False)
     require_weights(wrapped(plain_cfg, refinement=off), file)
     with pytest.raises(ValueError, match='model.refinement.uncertainty=False'):
-        require_weights(wrapped(plain_cfg, refinement=dict(
-            off, uncertainty=True)), file)
+        require_weights(
+            wrapped(plain_cfg, refinement=dict(off, uncertainty=True)), file
+        )
 
 
 def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
@@ -72,16 +84,22 @@ def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
     state = model.state_dict()
     state['roi_head.refiner.head.fc_logdensity.bias'] = torch.zeros(9)
     torch.save(state, file)
-    with pytest.raises(ValueError, match=r'shape \(9\) in the checkpoint and '
-                                         r'\(3\) by the config'):
+    with pytest.raises(
+        ValueError,
+        match=r'shape \(9\) in the checkpoint and '
+        r'\(3\) by the config',
+    ):
         require_weights(model, file)
     # It is trained anew.
     require_weights(model, file, detector_only=True)
 
 
 def test_classes_are_counted_in_the_box_head(plain_cfg):
-    for model in (build(plain_cfg), build(energy_model_cfg()),
-                  wrapped(plain_cfg)):
+    for model in (
+        build(plain_cfg),
+        build(energy_model_cfg()),
+        wrapped(plain_cfg),
+    ):
         assert number_of_classes(model) == 3
 
 

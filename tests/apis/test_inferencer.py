@@ -51,20 +51,26 @@ NAMES = ['a/x.jpg', 'b/x.jpg', 'broken.jpg', 'x.jpg', 'x.png']
 
 def test_predictions_are_in_mmdets_form_with_ours_beside(inferencer):
     result = inferencer(picture())
-    prediction, = result['predictions']
+    (prediction,) = result['predictions']
     assert result['visualization'] == []
     count = len(prediction['labels'])
     assert count > 0
-    assert list(prediction) == ['labels', 'scores', 'bboxes', 'logdensities',
-                                'initial_bboxes']
+    assert list(prediction) == [
+        'labels',
+        'scores',
+        'bboxes',
+        'logdensities',
+        'initial_bboxes',
+    ]
     assert all(len(values) == count for values in prediction.values())
     boxes = np.array(prediction['bboxes'])
     assert (boxes >= 0).all() and (boxes <= (64, 48, 64, 48)).all()
     assert np.abs(boxes - prediction['initial_bboxes']).max() > 0.1
 
 
-def test_uncertainties_of_a_model_are_passed_on(inferencer, monkeypatch,
-                                                tmp_path):
+def test_uncertainties_of_a_model_are_passed_on(
+    inferencer, monkeypatch, tmp_path
+):
     test_step = inferencer.model.test_step
 
     def with_uncertainty(data):
@@ -77,13 +83,15 @@ def test_uncertainties_of_a_model_are_passed_on(inferencer, monkeypatch,
         return samples
 
     monkeypatch.setattr(inferencer.model, 'test_step', with_uncertainty)
-    prediction, = inferencer(picture(), out_dir=tmp_path)['predictions']
+    (prediction,) = inferencer(picture(), out_dir=tmp_path)['predictions']
     assert prediction['box_std'][:2] == [[0.5] * 4, [None] * 4]
     assert prediction['box_logprobs'][0] == 1.0
     instances = to_instances(prediction)
-    assert instances.box_std[1].isnan().all() and instances.box_std[0, 0] == .5
+    assert (
+        instances.box_std[1].isnan().all() and instances.box_std[0, 0] == 0.5
+    )
     annotation = COCO(str(tmp_path / 'predictions.json')).anns[1]
-    assert (annotation['box_std'], annotation['box_logprob']) == ([.5] * 4, 1)
+    assert (annotation['box_std'], annotation['box_logprob']) == ([0.5] * 4, 1)
 
 
 def test_batches_give_what_single_images_give(inferencer, folder, forwards):
@@ -103,20 +111,22 @@ def test_batches_give_what_single_images_give(inferencer, folder, forwards):
 def test_paths_lists_and_arrays_give_the_same(inferencer, folder):
     path = folder / 'x.png'
     image = cv2.imread(str(path))
-    by_path, = inferencer(str(path))['predictions']
+    (by_path,) = inferencer(str(path))['predictions']
     in_list = inferencer([path, image], return_vis=True)
     for prediction in in_list['predictions']:
         assert_equal(prediction, by_path, atol=0)
     first, second = in_list['visualization']
     assert np.array_equal(first, second) and first.shape[2] == 3
-    sample, = inferencer(path, return_datasamples=True)['predictions']
+    (sample,) = inferencer(path, return_datasamples=True)['predictions']
     assert (sample.ori_shape, sample.img_path) == ((48, 64), str(path))
-    np.testing.assert_array_equal(sample.pred_instances.bboxes,
-                                  np.float32(by_path['bboxes']))
+    np.testing.assert_array_equal(
+        sample.pred_instances.bboxes, np.float32(by_path['bboxes'])
+    )
 
 
-def test_results_mirror_the_tree_and_damage_is_named(inferencer, folder,
-                                                     tmp_path):
+def test_results_mirror_the_tree_and_damage_is_named(
+    inferencer, folder, tmp_path
+):
     out = tmp_path / 'out'
     result = inferencer(folder, recursive=True, out_dir=out)
     good = [name for name in NAMES if name != 'broken.jpg']
@@ -133,8 +143,9 @@ def test_results_mirror_the_tree_and_damage_is_named(inferencer, folder,
     assert (coco.imgs[1]['width'], coco.imgs[1]['height']) == (48, 64)
     first = coco.dataset['annotations'][0]
     x, y, width, height = first['bbox']
-    np.testing.assert_allclose([x, y, x + width, y + height],
-                               result['predictions'][0]['bboxes'][0])
+    np.testing.assert_allclose(
+        [x, y, x + width, y + height], result['predictions'][0]['bboxes'][0]
+    )
     assert {'score', 'logdensity', 'initial_bbox'} <= set(first)
 
 
@@ -148,8 +159,9 @@ def test_page_shows_all_pictures_and_what_is_missing(inferencer, tmp_path):
 
 
 def test_every_damaged_file_is_reported(inferencer, tmp_path):
-    reasons = {path.name: reason
-               for path, reason in damaged(tmp_path / 'damaged')}
+    reasons = {
+        path.name: reason for path, reason in damaged(tmp_path / 'damaged')
+    }
     write(tmp_path / 'damaged/good.png')
     inferencer(tmp_path / 'damaged')
     assert set(inferencer.summary.skipped) == set(reasons)
@@ -157,11 +169,13 @@ def test_every_damaged_file_is_reported(inferencer, tmp_path):
 
 
 def test_second_run_computes_only_what_is_new_or_changed(
-        inferencer, folder, tmp_path, forwards):
+    inferencer, folder, tmp_path, forwards
+):
     def run(**options):
         forwards.clear()
-        return inferencer(folder, recursive=True, out_dir=tmp_path / 'out',
-                          **options)
+        return inferencer(
+            folder, recursive=True, out_dir=tmp_path / 'out', **options
+        )
 
     first = run()
     assert run()['predictions'] == first['predictions'] and not forwards
@@ -181,12 +195,14 @@ def test_second_run_computes_only_what_is_new_or_changed(
 
 
 def test_pictures_follow_their_settings_without_computing(
-        inferencer, folder, tmp_path, forwards):
+    inferencer, folder, tmp_path, forwards
+):
     def pictures(**options):
-        inferencer(folder, recursive=True, out_dir=tmp_path / 'out',
-                   **options)
-        return {path: path.read_bytes()
-                for path in (tmp_path / 'out/vis').rglob('*.jpg')}
+        inferencer(folder, recursive=True, out_dir=tmp_path / 'out', **options)
+        return {
+            path: path.read_bytes()
+            for path in (tmp_path / 'out/vis').rglob('*.jpg')
+        }
 
     assert pictures(no_save_vis=True) == {}
     forwards.clear()
@@ -195,21 +211,27 @@ def test_pictures_follow_their_settings_without_computing(
     compared = pictures(pred_score_thr=0.0, compare=True)
     assert all(plain[name] != compared[name] for name in plain)
     assert '(4 by an earlier run, 4 of them drawn anew)' in str(
-        inferencer.summary)
+        inferencer.summary
+    )
     assert pictures(pred_score_thr=0.0) == plain
     (tmp_path / 'out/vis/x.png.jpg').unlink()
     assert pictures(pred_score_thr=0.0) == plain
     assert not forwards
 
 
-def test_results_of_another_model_are_not_mixed(inferencer, energy_files,
-                                                tmp_path):
+def test_results_of_another_model_are_not_mixed(
+    inferencer, energy_files, tmp_path
+):
     path, out = write(tmp_path / 'x.png'), tmp_path / 'out'
     inferencer(path, out_dir=out)
     config, checkpoint = energy_files
     other = EnergyDetInferencer(
-        config, checkpoint, device='cpu', show_progress=False,
-        cfg_options={'model.roi_head.refiner.num_steps': 3})
+        config,
+        checkpoint,
+        device='cpu',
+        show_progress=False,
+        cfg_options={'model.roi_head.refiner.num_steps': 3},
+    )
     with pytest.raises(ValueError, match='num_steps was not set and is 3'):
         other(path, out_dir=out)
     other(path, out_dir=out, overwrite=True)
@@ -222,23 +244,32 @@ def test_another_checkpoint_is_noticed(inferencer, energy_files, tmp_path):
     inferencer(path, out_dir=out)
     config, _ = energy_files
     other = EnergyDetInferencer(
-        config, save_checkpoint(config, tmp_path / 'other.pth', seed=1),
-        device='cpu', show_progress=False)
+        config,
+        save_checkpoint(config, tmp_path / 'other.pth', seed=1),
+        device='cpu',
+        show_progress=False,
+    )
     with pytest.raises(ValueError, match='checkpoint was .* and is'):
         other(path, out_dir=out)
 
 
 def test_other_files_of_the_same_name_are_not_written_over(
-        inferencer, folder, tmp_path):
+    inferencer, folder, tmp_path
+):
     inferencer(folder / 'a', out_dir=tmp_path / 'out')
-    with pytest.raises(ValueError, match=r'results of .*a/x.jpg under the '
-                                         'name x.jpg'):
+    with pytest.raises(
+        ValueError,
+        match=r'results of .*a/x.jpg under the '
+        'name x.jpg',
+    ):
         inferencer(folder / 'b', out_dir=tmp_path / 'out')
 
 
 def test_arrays_of_two_calls_do_not_meet(inferencer, tmp_path):
-    names = [inferencer(picture(seed=i), out_dir=tmp_path)['names'][0]
-             for i in range(2)]
+    names = [
+        inferencer(picture(seed=i), out_dir=tmp_path)['names'][0]
+        for i in range(2)
+    ]
     assert len({*names}) == 2
     assert len(list((tmp_path / 'preds').iterdir())) == 2
 
@@ -248,8 +279,9 @@ def test_video_becomes_a_video_and_continues(inferencer, tmp_path, forwards):
 
     def run(**options):
         forwards.clear()
-        return inferencer(clip, batch_size=2, out_dir=tmp_path / 'out',
-                          **options)
+        return inferencer(
+            clip, batch_size=2, out_dir=tmp_path / 'out', **options
+        )
 
     result = run()
     assert forwards == [2, 2, 1]
@@ -264,13 +296,17 @@ def test_video_becomes_a_video_and_continues(inferencer, tmp_path, forwards):
     for one, other in zip(run()['predictions'], result['predictions']):
         assert_equal(one, other)
     assert forwards == [1]
-    assert cv2.VideoCapture(str(tmp_path / 'out/vis/clip.mp4.mp4')).get(
-        cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert (
+        cv2.VideoCapture(str(tmp_path / 'out/vis/clip.mp4.mp4')).get(
+            cv2.CAP_PROP_FRAME_COUNT
+        )
+        == 5
+    )
 
 
 def test_damaged_video_is_named_and_its_frames_are_used(inferencer, tmp_path):
     data = write_video(tmp_path / 'clip.mp4', 3).read_bytes()
-    (tmp_path / 'clip.mp4').write_bytes(data[:len(data) // 2])
+    (tmp_path / 'clip.mp4').write_bytes(data[: len(data) // 2])
     result = inferencer(tmp_path / 'clip.mp4', out_dir=tmp_path / 'out')
     assert list(result['skipped']) == ['clip.mp4']
 
@@ -280,20 +316,22 @@ def test_out_of_memory_costs_images_not_the_run(inferencer, monkeypatch):
 
     def little_memory(data):
         if len(data['inputs']) > 1 or data['inputs'][0].shape[-1] > 90:
-            raise RuntimeError('DefaultCPUAllocator: not enough memory: you '
-                               'tried to allocate')
+            raise RuntimeError(
+                'DefaultCPUAllocator: not enough memory: you tried to allocate'
+            )
         return test_step(data)
 
     monkeypatch.setattr(inferencer.model, 'test_step', little_memory)
     upright, flat = picture(64, 48), picture(48, 64)
     result = inferencer([upright, upright, flat], batch_size=2)
     assert [p is None for p in result['predictions']] == [False, False, True]
-    reason, = result['skipped'].values()
+    (reason,) = result['skipped'].values()
     assert 'out of memory at 96 x 72' in reason
 
 
-def test_errors_of_the_model_are_not_taken_for_bad_images(inferencer,
-                                                          monkeypatch):
+def test_errors_of_the_model_are_not_taken_for_bad_images(
+    inferencer, monkeypatch
+):
     def broken(data):
         raise RuntimeError('shapes cannot be multiplied')
 
@@ -302,23 +340,31 @@ def test_errors_of_the_model_are_not_taken_for_bad_images(inferencer,
         inferencer(picture())
 
 
-def test_config_comes_from_the_checkpoint_without_one(energy_files,
-                                                      inferencer):
-    alone = EnergyDetInferencer(weights=energy_files[1], device='cpu',
-                                show_progress=False)
-    assert_equal(alone(picture())['predictions'][0],
-                 inferencer(picture())['predictions'][0], atol=0)
+def test_config_comes_from_the_checkpoint_without_one(
+    energy_files, inferencer
+):
+    alone = EnergyDetInferencer(
+        weights=energy_files[1], device='cpu', show_progress=False
+    )
+    assert_equal(
+        alone(picture())['predictions'][0],
+        inferencer(picture())['predictions'][0],
+        atol=0,
+    )
 
 
 def test_class_names_come_from_the_config_where_weights_have_none(
-        energy_files, tmp_path):
+    energy_files, tmp_path
+):
     config, checkpoint = energy_files
     bare = torch.load(checkpoint, weights_only=True)['state_dict']
     torch.save(bare, tmp_path / 'bare.pth')
-    inferencer = EnergyDetInferencer(config, tmp_path / 'bare.pth',
-                                     device='cpu')
-    assert inferencer.classes == tuple(Config.fromfile(
-        config).metainfo.classes)
+    inferencer = EnergyDetInferencer(
+        config, tmp_path / 'bare.pth', device='cpu'
+    )
+    assert inferencer.classes == tuple(
+        Config.fromfile(config).metainfo.classes
+    )
 
 
 def test_plain_config_is_refused(tmp_path):
@@ -343,8 +389,11 @@ def test_device_that_is_not_there_is_named(energy_files):
 def test_uncertainties_do_not_depend_on_the_batch(energy_files):
     """They come from samples, which must not be the luck of the draw."""
     inferencer = EnergyDetInferencer(
-        *energy_files, device='cpu', show_progress=False,
-        cfg_options={'model.roi_head.refinement.uncertainty': True})
+        *energy_files,
+        device='cpu',
+        show_progress=False,
+        cfg_options={'model.roi_head.refinement.uncertainty': True},
+    )
     images = [picture(seed=i) for i in range(3)]
     single = inferencer(images)['predictions']
     batched = inferencer(images, batch_size=3)['predictions']
@@ -352,11 +401,20 @@ def test_uncertainties_do_not_depend_on_the_batch(energy_files):
         assert_equal(one, other)
         for field in ('box_std', 'box_logprobs'):
             np.testing.assert_allclose(
-                np.array(one[field], float), np.array(other[field], float),
-                rtol=1e-2)
+                np.array(one[field], float),
+                np.array(other[field], float),
+                rtol=1e-2,
+            )
 
 
 def test_pipeline_must_begin_with_an_image_file(energy_files):
     with pytest.raises(ValueError, match='not LoadImageFromNDArray'):
-        EnergyDetInferencer(*energy_files, device='cpu', cfg_options={
-            'test_dataloader.dataset.pipeline.0.type': 'LoadImageFromNDArray'})
+        EnergyDetInferencer(
+            *energy_files,
+            device='cpu',
+            cfg_options={
+                'test_dataloader.dataset.pipeline.0.type': (
+                    'LoadImageFromNDArray'
+                )
+            },
+        )

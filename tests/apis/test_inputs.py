@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdet_ebm.apis.inputs import (UnreadableInput, expand_inputs, read_frames,
-                                   read_image)
+from mmdet_ebm.apis.inputs import (
+    UnreadableInput,
+    expand_inputs,
+    read_frames,
+    read_image,
+)
 
 from .conftest import picture, write
 
@@ -21,10 +25,15 @@ def test_folder_stands_for_its_images_and_videos(tmp_path):
         (tmp_path / name).touch()
     assert names(tmp_path) == ['a.JPG', 'b.png', 'clip.mp4']
     assert names(tmp_path, recursive=True) == [
-        'a.JPG', 'b.png', 'clip.mp4', 'sub/c.png']
+        'a.JPG',
+        'b.png',
+        'clip.mp4',
+        'sub/c.png',
+    ]
     # Named itself, a file is taken whatever it is called, and once.
-    assert names([tmp_path / 'notes.txt', tmp_path / 'sub',
-                  str(tmp_path / 'notes.txt')]) == ['notes.txt', 'sub/c.png']
+    assert names(
+        [tmp_path / 'notes.txt', tmp_path / 'sub', str(tmp_path / 'notes.txt')]
+    ) == ['notes.txt', 'sub/c.png']
 
 
 def test_names_mirror_the_tree_below_what_inputs_share(tmp_path):
@@ -32,7 +41,10 @@ def test_names_mirror_the_tree_below_what_inputs_share(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert names([tmp_path / 'a', tmp_path / 'b']) == [
-        'a/x.jpg', 'b/x.jpg', 'b/x.png']
+        'a/x.jpg',
+        'b/x.jpg',
+        'b/x.png',
+    ]
     assert names(f'{tmp_path}/*/x.jpg') == ['a/x.jpg', 'b/x.jpg']
     assert names(f'{tmp_path}/b/**/*.jpg') == ['deep/x.jpg', 'x.jpg']
     assert names(tmp_path / 'a' / 'x.jpg') == ['x.jpg']
@@ -67,8 +79,11 @@ def test_grey_alpha_and_16_bit_become_colour(tmp_path, suffix):
     image = picture()
     alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
     deep = image.astype(np.uint16) * 257
-    for odd, expected in ((alpha, image), (deep, image),
-                          (image[..., 0], image[..., :1].repeat(3, 2))):
+    for odd, expected in (
+        (alpha, image),
+        (deep, image),
+        (image[..., 0], image[..., :1].repeat(3, 2)),
+    ):
         path = write(tmp_path / f'odd{suffix}', odd)
         assert np.array_equal(read_image(path), expected)
         assert np.array_equal(read_image(odd), expected)
@@ -89,10 +104,12 @@ def test_photograph_is_turned_as_its_exif_says(tmp_path):
 def damaged(folder):
     """Files that give no image, and what must be said of them."""
     folder.mkdir()
-    whole = {suffix: cv2.imencode(suffix, picture(96, 128))[1].tobytes()
-             for suffix in ('.jpg', '.png')}
+    whole = {
+        suffix: cv2.imencode(suffix, picture(96, 128))[1].tobytes()
+        for suffix in ('.jpg', '.png')
+    }
     for suffix, data in whole.items():
-        (folder / f'cut{suffix}').write_bytes(data[:len(data) // 2])
+        (folder / f'cut{suffix}').write_bytes(data[: len(data) // 2])
         yield folder / f'cut{suffix}', 'truncated'
     (folder / 'empty.jpg').touch()
     yield folder / 'empty.jpg', 'the file is empty'
@@ -111,17 +128,24 @@ def test_damaged_files_say_what_is_wrong(tmp_path):
             read_image(path)
 
 
-@pytest.mark.parametrize('array', [
-    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8),
-    np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
 def test_arrays_that_are_no_images_are_refused(array):
     with pytest.raises(UnreadableInput, match='an array must be'):
         read_image(array)
 
 
 def write_video(path, num_frames, codec='mp4v', size=(64, 48)):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10,
-                             size)
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*codec), 10, size
+    )
     assert writer.isOpened()
     for seed in range(num_frames):
         writer.write(picture(size[1], size[0], seed))
@@ -137,7 +161,7 @@ def test_frames_of_a_video(tmp_path):
 def test_cut_video_gives_what_it_has_and_says_so(tmp_path):
     data = write_video(tmp_path / 'clip.avi', 20, 'MJPG').read_bytes()
     # The index at the end goes, the frame count at the start stays.
-    (tmp_path / 'cut.avi').write_bytes(data[:len(data) * 6 // 10])
+    (tmp_path / 'cut.avi').write_bytes(data[: len(data) * 6 // 10])
     (tmp_path / 'text.mp4').write_text('not a video')
     for name in ('cut.avi', 'text.mp4'):
         with pytest.raises(UnreadableInput):

@@ -18,14 +18,20 @@ def grouped(names, batch_size, key=lambda item: item.source.name[0]):
             return EndOfVideo(source, '', 0, True)
         return Item(ImageResult(name), source, '', image)
 
-    return [[each.source.name for each in batch] if isinstance(batch, list)
-            else 'end' for batch in batches(map(item, names), batch_size,
-                                            key)]
+    return [
+        [each.source.name for each in batch]
+        if isinstance(batch, list)
+        else 'end'
+        for batch in batches(map(item, names), batch_size, key)
+    ]
 
 
 def test_only_items_of_a_kind_go_together():
     assert grouped(['a1', 'b1', 'a2', 'b2', 'a3'], 2) == [
-        ['a1', 'a2'], ['b1', 'b2'], ['a3']]
+        ['a1', 'a2'],
+        ['b1', 'b2'],
+        ['a3'],
+    ]
 
 
 def test_items_without_a_key_do_not_wait():
@@ -34,7 +40,11 @@ def test_items_without_a_key_do_not_wait():
 
 def test_nothing_waits_beyond_the_end_of_a_video():
     assert grouped(['a1', 'b1', 'end', 'a2'], 2) == [
-        ['a1'], ['b1'], 'end', ['a2']]
+        ['a1'],
+        ['b1'],
+        'end',
+        ['a2'],
+    ]
 
 
 def test_few_images_wait(monkeypatch):

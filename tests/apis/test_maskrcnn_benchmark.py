@@ -7,8 +7,10 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from mmdet_ebm.apis.maskrcnn_benchmark import (convert_checkpoint,
-                                               convert_state_dict)
+from mmdet_ebm.apis.maskrcnn_benchmark import (
+    convert_checkpoint,
+    convert_state_dict,
+)
 from mmdet_ebm.models import Boxes
 from mmdet_ebm.ops import prroi_pool
 
@@ -28,8 +30,9 @@ def small_config():
     cfg.neck.update(in_channels=[16, 32, 64, 128], out_channels=8)
     cfg.rpn_head.update(in_channels=8, feat_channels=8)
     cfg.roi_head.bbox_roi_extractor.out_channels = 8
-    cfg.roi_head.bbox_head.update(in_channels=8, fc_out_channels=16,
-                                  num_classes=3)
+    cfg.roi_head.bbox_head.update(
+        in_channels=8, fc_out_channels=16, num_classes=3
+    )
     cfg.roi_head.refiner.head.fc_out_channels = 16
     cfg.roi_head.refiner.loss.num_samples = 8
     return config
@@ -48,7 +51,7 @@ def weights():
     for name, shape in reference.names_and_shapes(**SMALL).items():
         value = torch.randn(shape, generator=generator)
         if len(shape) > 1:
-            value *= (2 / value[0].numel())**0.5
+            value *= (2 / value[0].numel()) ** 0.5
         if 'cell_anchors' in name:
             value = reference.cell_anchors(int(name[-1]))
         elif name.endswith('running_var'):
@@ -75,24 +78,35 @@ def converted(model, weights):
 
 @pytest.fixture
 def image():
-    return torch.randint(256, (1, 3, *SIZE),
-                         generator=torch.Generator().manual_seed(2)).float()
+    return torch.randint(
+        256, (1, 3, *SIZE), generator=torch.Generator().manual_seed(2)
+    ).float()
 
 
 def meta():
-    return dict(img_shape=SIZE, ori_shape=SIZE, scale_factor=(1.0, 1.0),
-                batch_input_shape=SIZE, pad_shape=SIZE)
+    return dict(
+        img_shape=SIZE,
+        ori_shape=SIZE,
+        scale_factor=(1.0, 1.0),
+        batch_input_shape=SIZE,
+        pad_shape=SIZE,
+    )
 
 
 def close(actual, expected, tolerance=1e-4):
-    torch.testing.assert_close(actual, expected, rtol=tolerance,
-                               atol=tolerance * float(expected.abs().max()))
+    torch.testing.assert_close(
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance * float(expected.abs().max()),
+    )
 
 
 def features(model, image):
     with torch.no_grad():
         inputs = model.data_preprocessor(
-            dict(inputs=[image[0].byte()], data_samples=[]))['inputs']
+            dict(inputs=[image[0].byte()], data_samples=[])
+        )['inputs']
         return model.extract_feat(inputs)
 
 
@@ -100,11 +114,14 @@ def test_every_tensor_of_the_true_shapes_is_accounted_for():
     """All 81 classes, all widths; without memory for them."""
     shapes = reference.names_and_shapes()
     assert len(shapes) == 5 * 53 + 2 * 8 + 6 + 5 + 2 * 4 + 6
-    source = {f'module.{name}': torch.ones(1).expand(shape)
-              for name, shape in shapes.items()}
+    source = {
+        f'module.{name}': torch.ones(1).expand(shape)
+        for name, shape in shapes.items()
+    }
     for level in range(5):
         source[f'module.rpn.anchor_generator.cell_anchors.{level}'] = (
-            reference.cell_anchors(level))
+            reference.cell_anchors(level)
+        )
     full = build(Config.fromfile(CONFIG).model)
     conversion = convert_state_dict(source, full)
     assert set(conversion.used) | set(conversion.dropped) == set(shapes)
@@ -127,7 +144,8 @@ def test_feature_maps_are_the_same(converted, weights, image):
 
 def test_anchors_are_detectrons(converted):
     for level, anchors in enumerate(
-            converted.rpn_head.prior_generator.base_anchors):
+        converted.rpn_head.prior_generator.base_anchors
+    ):
         assert torch.equal(anchors, reference.cell_anchors(level))
 
 
@@ -135,10 +153,12 @@ def test_proposals_are_the_same(converted, weights, image):
     """Anchors, box coder, clipping, NMS with the old widths."""
     with torch.no_grad():
         maps = features(converted, image)
-        found, = converted.rpn_head.predict_by_feat(
-            *converted.rpn_head(maps), batch_img_metas=[meta()])
+        (found,) = converted.rpn_head.predict_by_feat(
+            *converted.rpn_head(maps), batch_img_metas=[meta()]
+        )
     boxes, scores = reference.proposals(
-        weights, reference.pyramid(weights, image), SIZE)
+        weights, reference.pyramid(weights, image), SIZE
+    )
     assert len(found) == len(boxes) > 100
     close(found.scores, scores)
     close(found.bboxes, boxes, 1e-3)
@@ -151,11 +171,14 @@ def test_class_scores_and_boxes_are_the_same(converted, weights, image):
     probabilities, boxes = reference.box_head(weights, levels, rois, SIZE)
     assert probabilities.std(0).min() > 1e-3  # not the same for all
     with torch.no_grad():
-        raw, = converted.roi_head.bbox_head.predict_by_feat(
-            *[(x, ) for x in _box_outputs(converted, image, rois)],
-            batch_img_metas=[meta()], rcnn_test_cfg=None)
-    close(raw.scores, torch.cat([probabilities[:, 1:],
-                                 probabilities[:, :1]], 1))
+        (raw,) = converted.roi_head.bbox_head.predict_by_feat(
+            *[(x,) for x in _box_outputs(converted, image, rois)],
+            batch_img_metas=[meta()],
+            rcnn_test_cfg=None,
+        )
+    close(
+        raw.scores, torch.cat([probabilities[:, 1:], probabilities[:, :1]], 1)
+    )
     close(raw.bboxes.unflatten(1, (3, 4)), boxes[:, 1:], 1e-3)
 
 
@@ -171,16 +194,29 @@ def test_logdensities_are_the_same(converted, weights, image):
     rois = reference.proposals(weights, levels, SIZE)[0][:40]
     labels = torch.arange(40) % 3
     at = reference.level_of(rois)
-    pooled = torch.stack([
-        prroi_pool(levels[level], torch.cat([torch.zeros(1), box])[None], 7,
-                   0.25 / 2**level)[0] for box, level in zip(rois, at.tolist())
-    ])
-    values = reference.predictor(weights, 'iou.predictor.iou_pred',
-                                 reference.head(weights, 'iou', pooled))
+    pooled = torch.stack(
+        [
+            prroi_pool(
+                levels[level],
+                torch.cat([torch.zeros(1), box])[None],
+                7,
+                0.25 / 2**level,
+            )[0]
+            for box, level in zip(rois, at.tolist())
+        ]
+    )
+    values = reference.predictor(
+        weights,
+        'iou.predictor.iou_pred',
+        reference.head(weights, 'iou', pooled),
+    )
     refiner = converted.roi_head.refiner
     surface = refiner.surface(features(converted, image), [SIZE])
-    close(refiner.logdensity(surface, Boxes.from_images([rois], [labels])),
-          values[torch.arange(40), labels + 1], 1e-3)
+    close(
+        refiner.logdensity(surface, Boxes.from_images([rois], [labels])),
+        values[torch.arange(40), labels + 1],
+        1e-3,
+    )
 
 
 def test_a_converted_model_trains_and_predicts(converted):
@@ -208,12 +244,17 @@ def test_a_converted_model_trains_and_predicts(converted):
     del refiner.loss
 
     model.eval()
-    inner = InstanceData(bboxes=torch.tensor([[2., 3, 5, 9]]),
-                         scores=torch.ones(1), labels=torch.zeros(1).long())
+    inner = InstanceData(
+        bboxes=torch.tensor([[2.0, 3, 5, 9]]),
+        scores=torch.ones(1),
+        labels=torch.zeros(1).long(),
+    )
     model.roi_head.predict = lambda *args, **kwargs: [inner, inner[:0]]
     with torch.no_grad():
-        for rescale, expected in ((True, [2, 3, 6, 10]),
-                                  (False, [2, 3, 5.5, 9.25])):
+        for rescale, expected in (
+            (True, [2, 3, 6, 10]),
+            (False, [2, 3, 5.5, 9.25]),
+        ):
             some, none = model.predict(inputs, samples, rescale)
             assert some.pred_instances.bboxes.tolist() == [expected]
             assert none.pred_instances.bboxes.shape == (0, 4)
@@ -231,16 +272,19 @@ def test_joint_training_runs_in_the_old_convention(converted):
     model.train()
     losses = model.loss(*batch())
     assert {'loss_energy', 'loss_cls', 'loss_rpn_bbox'} <= set(losses)
-    assert all(torch.as_tensor(v).isfinite().all() for value in
-               losses.values() for v in
-               (value if isinstance(value, list) else [value]))
+    assert all(
+        torch.as_tensor(v).isfinite().all()
+        for value in losses.values()
+        for v in (value if isinstance(value, list) else [value])
+    )
 
 
 def test_a_file_becomes_a_checkpoint(model, weights, tmp_path):
     training = dict(model=weights, optimizer=dict(state={}), iteration=60000)
     torch.save(training, tmp_path / 'published.pth')
-    conversion = convert_checkpoint(tmp_path / 'published.pth',
-                                    tmp_path / 'out.pth', model)
+    conversion = convert_checkpoint(
+        tmp_path / 'published.pth', tmp_path / 'out.pth', model
+    )
     assert {'optimizer', 'iteration'} < set(conversion.dropped)
     written = torch.load(tmp_path / 'out.pth')
     assert written['meta']['converted_from'] == 'published.pth'
@@ -250,11 +294,15 @@ def test_a_file_becomes_a_checkpoint(model, weights, tmp_path):
 
 
 def test_a_detector_alone_becomes_a_checkpoint(model, weights, tmp_path):
-    detector = {f'module.{key}': value for key, value in weights.items()
-                if not key.startswith('roi_heads.iou')}
+    detector = {
+        f'module.{key}': value
+        for key, value in weights.items()
+        if not key.startswith('roi_heads.iou')
+    }
     torch.save(detector, tmp_path / 'detector.pth')
-    conversion = convert_checkpoint(tmp_path / 'detector.pth',
-                                    tmp_path / 'out.pth', model)
+    conversion = convert_checkpoint(
+        tmp_path / 'detector.pth', tmp_path / 'out.pth', model
+    )
     assert not conversion.has_energy
     state = torch.load(tmp_path / 'out.pth')['state_dict']
     missing = set(model.state_dict()) - set(state)
@@ -269,27 +317,49 @@ def put(name, value):
     return lambda weights: weights.__setitem__(name, value)
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (without('backbone.body.layer3.5.bn2.running_var'),
-     'there is no backbone.body.layer3.5.bn2.running_var'),
-    (without('roi_heads.iou.predictor.iou_pred.bias'),
-     'there is no roi_heads.iou.predictor.iou_pred.bias'),
-    (put('roi_heads.mask.conv.weight', torch.ones(2)),
-     'there is no place for roi_heads.mask.conv.weight'),
-    (put('backbone.body.layer3.6.conv1.weight', torch.ones(16, 64, 1, 1)),
-     'there is no place for backbone.body.layer3.6.conv1.weight'),
-    (put('rpn.head.conv.bias', torch.full((8, ), torch.nan)),
-     'not finite: rpn.head.conv.bias'),
-    (put('roi_heads.box.predictor.cls_score.bias', torch.ones(5)),
-     'of another shape: roi_heads.box.predictor.cls_score.bias'),
-    (put('backbone.body.stem.bn1.running_var', torch.zeros(4)),
-     'running_var is not positive'),
-    (put('rpn.anchor_generator.cell_anchors.0', torch.ones(3, 4)),
-     'cell_anchors.0 has the anchors'),
-    (lambda weights: weights.clear(), 'there is no'),
-])
-def test_what_does_not_fit_is_refused(model, weights, tmp_path, spoil,
-                                      message):
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (
+            without('backbone.body.layer3.5.bn2.running_var'),
+            'there is no backbone.body.layer3.5.bn2.running_var',
+        ),
+        (
+            without('roi_heads.iou.predictor.iou_pred.bias'),
+            'there is no roi_heads.iou.predictor.iou_pred.bias',
+        ),
+        (
+            put('roi_heads.mask.conv.weight', torch.ones(2)),
+            'there is no place for roi_heads.mask.conv.weight',
+        ),
+        (
+            put(
+                'backbone.body.layer3.6.conv1.weight', torch.ones(16, 64, 1, 1)
+            ),
+            'there is no place for backbone.body.layer3.6.conv1.weight',
+        ),
+        (
+            put('rpn.head.conv.bias', torch.full((8,), torch.nan)),
+            'not finite: rpn.head.conv.bias',
+        ),
+        (
+            put('roi_heads.box.predictor.cls_score.bias', torch.ones(5)),
+            'of another shape: roi_heads.box.predictor.cls_score.bias',
+        ),
+        (
+            put('backbone.body.stem.bn1.running_var', torch.zeros(4)),
+            'running_var is not positive',
+        ),
+        (
+            put('rpn.anchor_generator.cell_anchors.0', torch.ones(3, 4)),
+            'cell_anchors.0 has the anchors',
+        ),
+        (lambda weights: weights.clear(), 'there is no'),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    model, weights, tmp_path, spoil, message
+):
     spoil(weights)
     torch.save(dict(model=weights), tmp_path / 'bad.pth')
     with pytest.raises(ValueError, match=f'bad.pth is not.*{message}'):
@@ -309,12 +379,18 @@ def test_a_truncated_file_is_refused(model, weights, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['bad.pth']
 
 
-def test_the_command_reports_and_refuses(weights, tmp_path, monkeypatch,
-                                         capsys):
+def test_the_command_reports_and_refuses(
+    weights, tmp_path, monkeypatch, capsys
+):
     small_config().dump(tmp_path / 'config.py')
     torch.save(weights, tmp_path / 'published.pth')
-    arguments = ('convert_checkpoint', tmp_path / 'published.pth',
-                 tmp_path / 'new/out.pth', '--config', tmp_path / 'config.py')
+    arguments = (
+        'convert_checkpoint',
+        tmp_path / 'published.pth',
+        tmp_path / 'new/out.pth',
+        '--config',
+        tmp_path / 'config.py',
+    )
     run_tool(monkeypatch, *arguments)
     said = capsys.readouterr().out
     assert '301 tensors used' in said and '5 entries dropped' in said

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from mmdet_ebm.core import (decayed_steps, gradient_ascent, secant_steps,
-                            stopping_ascent)
+from mmdet_ebm.core import (
+    decayed_steps,
+    gradient_ascent,
+    secant_steps,
+    stopping_ascent,
+)
 
 PEAK = torch.tensor([1.0, -2.0])
 
@@ -44,7 +48,7 @@ def test_refused_steps_shrink_only_that_candidates_step():
         return -0.5 * y[..., 0].square()
 
     init = torch.tensor([[[2.0]], [[0.0]]])
-    result = gradient_ascent(watched, init, (3.0, ), num_steps=2)
+    result = gradient_ascent(watched, init, (3.0,), num_steps=2)
     # 2 - 3 * 2 = -4 is refused (f = -8 < -2); then 2 - 1.5 * 2 = -1 is kept.
     assert [y[0, 0, 0].item() for y in seen] == [2.0, -4.0, -1.0]
     assert result.num_accepted[:, 0].tolist() == [1, 2]
@@ -59,8 +63,9 @@ def valley(y):
 def test_secant_steps_reach_the_peak_of_a_quadratic_at_the_second():
     """Each dimension's length becomes 1 / its curvature: Newton's step."""
     init = torch.randn(5, 2, 2)
-    result = gradient_ascent(valley, init, (0.6, 0.6), num_steps=2,
-                             step_rule='secant')
+    result = gradient_ascent(
+        valley, init, (0.6, 0.6), num_steps=2, step_rule='secant'
+    )
     torch.testing.assert_close(result.y, torch.zeros_like(init))
 
 
@@ -73,9 +78,14 @@ def test_secant_steps_change_by_a_bounded_factor(length, factor):
         seen.append(y.item())
         return -0.5 * y[..., 0].square()
 
-    gradient_ascent(watched, torch.ones(1, 1, 1), (length, ), num_steps=2,
-                    step_rule='secant')
-    start = seen[1] if seen[1]**2 < 1 else 1.0  # a refused move stays
+    gradient_ascent(
+        watched,
+        torch.ones(1, 1, 1),
+        (length,),
+        num_steps=2,
+        step_rule='secant',
+    )
+    start = seen[1] if seen[1] ** 2 < 1 else 1.0  # a refused move stays
     assert seen[2] == pytest.approx(start - factor * length * start)
 
 
@@ -85,7 +95,7 @@ def test_secant_steps_do_not_grow_after_a_refused_move():
     move = torch.tensor([[[1.0, 1.0]]])
     change = torch.tensor([[[-2.0, -0.1]]])
     for kept, expected in ((True, [0.5, 2.0]), (False, [0.5, 1.0])):
-        lengths = secant_steps(step, move, change, torch.tensor([[kept]]), .5)
+        lengths = secant_steps(step, move, change, torch.tensor([[kept]]), 0.5)
         assert lengths[0, 0].tolist() == expected
 
 
@@ -102,25 +112,30 @@ def test_four_secant_steps_climb_as_far_as_ten_decayed_ones():
     """On concave quadratics with random axes and curvatures of 0.1 to 10."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(200, 4, 4, generator=generator))[0]
-    curvature = 10**(2 * torch.rand(200, 4, generator=generator) - 1)
+    curvature = 10 ** (2 * torch.rand(200, 4, generator=generator) - 1)
     matrix = axes @ torch.diag_embed(curvature) @ axes.transpose(1, 2)
 
     def logdensity(y):
         return -0.5 * torch.einsum('nsi,nij,nsj->ns', y, matrix, y)
 
     init = torch.randn(200, 1, 4, generator=generator)
-    gains = [(result.logdensity - result.initial_logdensity).mean()
-             for result in (
-                 gradient_ascent(logdensity, init, (0.1, ) * 4, 10),
-                 gradient_ascent(logdensity, init, (0.1, ) * 4, 4,
-                                 step_rule='secant'))]
+    gains = [
+        (result.logdensity - result.initial_logdensity).mean()
+        for result in (
+            gradient_ascent(logdensity, init, (0.1,) * 4, 10),
+            gradient_ascent(
+                logdensity, init, (0.1,) * 4, 4, step_rule='secant'
+            ),
+        )
+    ]
     assert gains[1] > 0.95 * gains[0]
 
 
 def test_unknown_step_rules_are_refused():
     with pytest.raises(ValueError, match="decay, secant, got 'newton'"):
-        gradient_ascent(bowl, torch.zeros(1, 1, 2), (0.1, 0.1),
-                        step_rule='newton')
+        gradient_ascent(
+            bowl, torch.zeros(1, 1, 2), (0.1, 0.1), step_rule='newton'
+        )
 
 
 def test_steps_into_nan_are_refused():
@@ -128,7 +143,7 @@ def test_steps_into_nan_are_refused():
         value = y[..., 0]
         return torch.where(value > 1, torch.nan, value)
 
-    result = gradient_ascent(cliff, torch.tensor([[[0.9]]]), (0.4, ), 3)
+    result = gradient_ascent(cliff, torch.tensor([[[0.9]]]), (0.4,), 3)
     # 1.3 and 1.1 are NaN; 1.0 is not.
     assert result.y.item() == pytest.approx(1.0)
     assert result.num_accepted.item() == 1
@@ -155,8 +170,12 @@ def test_zero_steps_only_evaluate():
 
 def test_parameters_get_no_gradient_and_results_no_graph():
     weight = torch.ones(2, requires_grad=True)
-    result = gradient_ascent(lambda y: -(weight * y.square()).sum(-1),
-                             torch.ones(1, 1, 2), (0.1, 0.1), 3)
+    result = gradient_ascent(
+        lambda y: -(weight * y.square()).sum(-1),
+        torch.ones(1, 1, 2),
+        (0.1, 0.1),
+        3,
+    )
     assert weight.grad is None
     assert not result.y.requires_grad and not result.logdensity.requires_grad
 
@@ -172,8 +191,12 @@ def test_works_where_gradients_are_switched_off(mode):
 def test_a_candidates_path_does_not_depend_on_the_batch():
     init = torch.randn(6, 1, 2)
     together = gradient_ascent(bowl, init, (1.9, 1.9), 4).y
-    alone = torch.cat([gradient_ascent(bowl, init[i:i + 1], (1.9, 1.9), 4).y
-                       for i in range(6)])
+    alone = torch.cat(
+        [
+            gradient_ascent(bowl, init[i : i + 1], (1.9, 1.9), 4).y
+            for i in range(6)
+        ]
+    )
     torch.testing.assert_close(together, alone)
 
 
@@ -188,12 +211,17 @@ def test_start_is_not_changed():
     assert (init == 0).all()
 
 
-@pytest.mark.parametrize('arguments', [
-    dict(init=torch.zeros(3, 2), step_length=(0.1, 0.1)),
-    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, )),
-    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), num_steps=-1),
-    dict(init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), step_decay=1.0),
-])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(init=torch.zeros(3, 2), step_length=(0.1, 0.1)),
+        dict(init=torch.zeros(3, 1, 2), step_length=(0.1,)),
+        dict(init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), num_steps=-1),
+        dict(
+            init=torch.zeros(3, 1, 2), step_length=(0.1, 0.1), step_decay=1.0
+        ),
+    ],
+)
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(ValueError, match='expected'):
         gradient_ascent(bowl, **arguments)
@@ -202,9 +230,13 @@ def test_wrong_arguments_are_named(arguments):
 def test_stopping_ascent_takes_plain_steps_until_f_hardly_changes():
     """f = -y^2 / 2 from 2, step 0.5: y halves, f rises by 3/8 y^2."""
     init = torch.tensor([[[2.0]], [[0.02]]])
-    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
-                             lambda y: 0.5 * torch.ones_like(y), num_steps=5,
-                             min_change=0.01)
+    result = stopping_ascent(
+        lambda y: -0.5 * y[..., 0].square(),
+        init,
+        lambda y: 0.5 * torch.ones_like(y),
+        num_steps=5,
+        min_change=0.01,
+    )
     # The second changes by 0.00015 in its first step, which it keeps.
     assert result.y.flatten().tolist() == pytest.approx([2 / 2**5, 0.01])
     assert result.num_accepted.flatten().tolist() == [5, 1]
@@ -213,26 +245,38 @@ def test_stopping_ascent_takes_plain_steps_until_f_hardly_changes():
 def test_stopping_ascent_keeps_the_step_that_fell_too_far_and_stops():
     """Step 3: 2 -> -4, f falls from -2 to -8."""
     init = torch.tensor([[[2.0]]])
-    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
-                             lambda y: 3 * torch.ones_like(y), num_steps=5)
+    result = stopping_ascent(
+        lambda y: -0.5 * y[..., 0].square(),
+        init,
+        lambda y: 3 * torch.ones_like(y),
+        num_steps=5,
+    )
     assert result.y.item() == -4 and result.logdensity.item() == -8
     assert result.initial_logdensity.item() == -2
     # A fall within the tolerance goes on.
-    result = stopping_ascent(lambda y: -0.5 * y[..., 0].square(), init,
-                             lambda y: 3 * torch.ones_like(y), num_steps=2,
-                             max_fall=10)
+    result = stopping_ascent(
+        lambda y: -0.5 * y[..., 0].square(),
+        init,
+        lambda y: 3 * torch.ones_like(y),
+        num_steps=2,
+        max_fall=10,
+    )
     assert result.y.item() == 8
 
 
 def test_stopping_ascent_does_not_step_into_nan():
     result = stopping_ascent(
         lambda y: torch.where(y[..., 0] > 1, torch.nan, y[..., 0]),
-        torch.tensor([[[0.5]]]), lambda y: 0.4 * torch.ones_like(y), 5)
+        torch.tensor([[[0.5]]]),
+        lambda y: 0.4 * torch.ones_like(y),
+        5,
+    )
     assert result.y.item() == pytest.approx(0.9)
     assert result.logdensity.item() == pytest.approx(0.9)
 
 
 def test_stopping_ascent_refuses_negative_numbers():
     with pytest.raises(ValueError, match='negative'):
-        stopping_ascent(bowl, torch.zeros(1, 1, 2), torch.ones_like,
-                        num_steps=-1)
+        stopping_ascent(
+            bowl, torch.zeros(1, 1, 2), torch.ones_like, num_steps=-1
+        )

@@ -3,9 +3,19 @@
 import pytest
 import torch
 
-from mmdet_ebm.core import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet,
-                            NCEPlus, RecordedLogDensity, separation,
-                            training_figures)
+from mmdet_ebm.core import (
+    DSM,
+    KLDIS,
+    MLIS,
+    MLMCMC,
+    NCE,
+    SM,
+    IoUNet,
+    NCEPlus,
+    RecordedLogDensity,
+    separation,
+    training_figures,
+)
 
 METHODS = {
     'NCE': NCE([0.1, 0.2], 6),
@@ -23,9 +33,14 @@ def test_figures_by_hand():
     truth = torch.tensor([1.0, 3.0])
     noise = torch.tensor([[0.0, 2.0, -2.0, 0.0], [2.0, 2.0, 4.0, 4.0]])
     found = separation(truth, noise, torch.tensor([1.0, 3.0]))
-    assert {k: v.item() for k, v in found.items()} == pytest.approx(dict(
-        logdensity_truth=(1 + 3 * 3) / 4, logdensity_noise=3 * 3 / 4,
-        logdensity_gap=1 / 4, acc_energy=(75 + 3 * 50) / 4))
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        dict(
+            logdensity_truth=(1 + 3 * 3) / 4,
+            logdensity_noise=3 * 3 / 4,
+            logdensity_gap=1 / 4,
+            acc_energy=(75 + 3 * 50) / 4,
+        )
+    )
     assert not any(v.requires_grad for v in found.values())
 
 

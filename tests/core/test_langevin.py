@@ -28,16 +28,23 @@ def gaussian(y):
 @pytest.mark.parametrize('num_steps', [1, 4, 60])
 def test_mean_and_variance_on_a_gaussian(num_steps):
     start = 1.5
-    y = langevin_chain(gaussian, torch.full((1, CHAINS, 1), start), STEP,
-                       num_steps, torch.Generator().manual_seed(num_steps))
+    y = langevin_chain(
+        gaussian,
+        torch.full((1, CHAINS, 1), start),
+        STEP,
+        num_steps,
+        torch.Generator().manual_seed(num_steps),
+    )
     mean = SHRINK**num_steps * start
-    variance = STEP**2 * (1 - SHRINK**(2 * num_steps)) / (1 - SHRINK**2)
+    variance = STEP**2 * (1 - SHRINK ** (2 * num_steps)) / (1 - SHRINK**2)
     if num_steps == 60:
         assert variance == pytest.approx(
-            1 / (PRECISION * (1 - STEP**2 * PRECISION / 4)), rel=1e-6)
+            1 / (PRECISION * (1 - STEP**2 * PRECISION / 4)), rel=1e-6
+        )
     assert abs(y.mean().item() - mean) < ERRORS * math.sqrt(variance / CHAINS)
     assert abs(y.var().item() - variance) < ERRORS * variance * math.sqrt(
-        2 / CHAINS)
+        2 / CHAINS
+    )
 
 
 def test_leaves_parameter_gradients_alone_and_keeps_no_graph():

@@ -6,20 +6,27 @@ import pytest
 import torch
 from torch import distributions as D
 
-from mmdet_ebm.core import (GaussianMixtureNoise, noise_logprob,
-                            quasi_random_noise, sample_noise)
+from mmdet_ebm.core import (
+    GaussianMixtureNoise,
+    noise_logprob,
+    quasi_random_noise,
+    sample_noise,
+)
 
-SIGMAS = torch.tensor([[0.1, 0.3], [0.4, 0.2], [1.0, 2.0]],
-                      dtype=torch.float64)
+SIGMAS = torch.tensor(
+    [[0.1, 0.3], [0.4, 0.2], [1.0, 2.0]], dtype=torch.float64
+)
 
 
 def test_logprob_equals_torch_distributions():
     mixture = D.MixtureSameFamily(
         D.Categorical(torch.ones(3, dtype=torch.float64)),
-        D.Independent(D.Normal(torch.zeros_like(SIGMAS), SIGMAS), 1))
+        D.Independent(D.Normal(torch.zeros_like(SIGMAS), SIGMAS), 1),
+    )
     offsets = torch.randn(5, 7, 2, dtype=torch.float64) * 3
-    torch.testing.assert_close(noise_logprob(offsets, SIGMAS),
-                               mixture.log_prob(offsets))
+    torch.testing.assert_close(
+        noise_logprob(offsets, SIGMAS), mixture.log_prob(offsets)
+    )
 
 
 def test_density_integrates_to_one():
@@ -55,8 +62,9 @@ def test_samples_have_the_mixtures_moments():
 def test_a_component_is_drawn_for_each_sample():
     """With one tiny and one huge component, both occur for every instance."""
     sigmas = torch.tensor([[1e-6], [1e3]])
-    samples = sample_noise((8, 200, 1), sigmas,
-                           torch.Generator().manual_seed(0))
+    samples = sample_noise(
+        (8, 200, 1), sigmas, torch.Generator().manual_seed(0)
+    )
     tiny = (samples.abs() < 1e-3).float().mean((1, 2))
     # 200 fair draws: outside (0.25, 0.75) with a chance of 1e-12 each.
     assert ((tiny > 0.25) & (tiny < 0.75)).all()
@@ -65,17 +73,23 @@ def test_a_component_is_drawn_for_each_sample():
 def test_scale_multiplies_every_width():
     noise = GaussianMixtureNoise([0.1, 0.4])
     like = torch.zeros(1)
-    one, tenth = (noise.sample((5, 6, 4), like, scale,
-                               torch.Generator().manual_seed(1))
-                  for scale in (1.0, 0.1))
+    one, tenth = (
+        noise.sample((5, 6, 4), like, scale, torch.Generator().manual_seed(1))
+        for scale in (1.0, 0.1)
+    )
     torch.testing.assert_close(tenth, one * 0.1)
 
 
 def test_generator_makes_samples_reproducible():
     noise = GaussianMixtureNoise([0.1])
-    first, second = (noise.sample((3, 4, 2), torch.zeros(1),
-                                  generator=torch.Generator().manual_seed(5))
-                     for _ in range(2))
+    first, second = (
+        noise.sample(
+            (3, 4, 2),
+            torch.zeros(1),
+            generator=torch.Generator().manual_seed(5),
+        )
+        for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
@@ -86,9 +100,18 @@ def test_dtype_follows_the_data_and_state_dict_stays_empty():
     assert not noise.state_dict()
 
 
-@pytest.mark.parametrize('sigmas', [[], [0.1, 0.0], [-1.0], [float('nan')],
-                                    [[0.1, 0.2], [0.3]], 'wide',
-                                    [[[0.1]]]])
+@pytest.mark.parametrize(
+    'sigmas',
+    [
+        [],
+        [0.1, 0.0],
+        [-1.0],
+        [float('nan')],
+        [[0.1, 0.2], [0.3]],
+        'wide',
+        [[[0.1]]],
+    ],
+)
 def test_invalid_sigmas_are_refused(sigmas):
     with pytest.raises(ValueError, match='sigmas'):
         GaussianMixtureNoise(sigmas)
@@ -104,8 +127,9 @@ def test_quasi_random_offsets_have_the_mixtures_moments_and_are_fixed():
     offsets = quasi_random_noise(2**15, SIGMAS, 2)
     variance = SIGMAS.square().mean(0)
     assert (offsets.mean(0).abs() < 1e-3 * variance.sqrt()).all()
-    torch.testing.assert_close(offsets.square().mean(0), variance, rtol=1e-3,
-                               atol=0)
+    torch.testing.assert_close(
+        offsets.square().mean(0), variance, rtol=1e-3, atol=0
+    )
     torch.manual_seed(5)
     assert torch.equal(offsets, quasi_random_noise(2**15, SIGMAS, 2))
     other = quasi_random_noise(2**15, SIGMAS, 2, seed=1)
@@ -123,7 +147,7 @@ def test_logprob_far_away_is_minus_infinity_and_keeps_its_gradient_elsewhere():
     offsets = torch.tensor([[0.1, 0.2], [1e30, 0.0]], requires_grad=True)
     logprob = noise_logprob(offsets, torch.tensor([[0.1], [0.5]]))
     assert logprob[0].isfinite() and logprob[1] == -math.inf
-    grad, = torch.autograd.grad(logprob[0], offsets)
+    (grad,) = torch.autograd.grad(logprob[0], offsets)
     assert grad[0].isfinite().all()
 
 

@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from mmdet_ebm.core import (DSM, KLDIS, MLIS, MLMCMC, NCE, NCEPlus,
-                            langevin_chain)
+from mmdet_ebm.core import (
+    DSM,
+    KLDIS,
+    MLIS,
+    MLMCMC,
+    NCE,
+    NCEPlus,
+    langevin_chain,
+)
 from mmdet_ebm.core.random import draw
 
 
@@ -12,10 +19,18 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize('method', [
-    MLIS((0.2, 1.6), 5), KLDIS((0.2, 1.6), 5, 0.1), MLMCMC(0.1, 3, 5),
-    NCE((0.1, 0.8), 5), NCEPlus((0.1, 0.8), 5, 0.5), DSM(0.2, 5)
-], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    'method',
+    [
+        MLIS((0.2, 1.6), 5),
+        KLDIS((0.2, 1.6), 5, 0.1),
+        MLMCMC(0.1, 3, 5),
+        NCE((0.1, 0.8), 5),
+        NCEPlus((0.1, 0.8), 5, 0.5),
+        DSM(0.2, 5),
+    ],
+    ids=lambda method: type(method).__name__,
+)
 def test_a_part_of_a_batch_draws_what_it_draws_alone(method):
     targets = torch.randn(6, 2)
 
@@ -23,8 +38,10 @@ def test_a_part_of_a_batch_draws_what_it_draws_alone(method):
         return -y.square().sum(-1)
 
     together = method(logdensity, targets, [generator(1), generator(2)])
-    alone = [method(logdensity, targets[:3], generator(1)),
-             method(logdensity, targets[3:], generator(2))]
+    alone = [
+        method(logdensity, targets[:3], generator(1)),
+        method(logdensity, targets[3:], generator(2)),
+    ]
     torch.testing.assert_close(together, torch.cat(alone))
 
 

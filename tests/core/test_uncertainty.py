@@ -5,32 +5,49 @@ import math
 import pytest
 import torch
 
-from mmdet_ebm.core import (hessian, laplace, noise_logprob,
-                            quasi_random_noise, sample_density, sample_noise,
-                            weigh_samples)
+from mmdet_ebm.core import (
+    hessian,
+    laplace,
+    noise_logprob,
+    quasi_random_noise,
+    sample_density,
+    sample_noise,
+    weigh_samples,
+)
 
 SIGMAS = torch.tensor([[0.05], [0.1], [0.2]], dtype=torch.float64)
 # Two Gaussians in four dimensions, correlated, off the centre.
-MEANS = torch.tensor([[0.02, -0.01, 0.03, 0.0], [-0.03, 0.02, 0.0, 0.05]],
-                     dtype=torch.float64)
-ROOT = torch.tensor([[0.06, 0, 0, 0], [0.02, 0.05, 0, 0],
-                     [0, 0.01, 0.08, 0], [0.03, 0, -0.02, 0.07]],
-                    dtype=torch.float64)
+MEANS = torch.tensor(
+    [[0.02, -0.01, 0.03, 0.0], [-0.03, 0.02, 0.0, 0.05]], dtype=torch.float64
+)
+ROOT = torch.tensor(
+    [
+        [0.06, 0, 0, 0],
+        [0.02, 0.05, 0, 0],
+        [0, 0.01, 0.08, 0],
+        [0.03, 0, -0.02, 0.07],
+    ],
+    dtype=torch.float64,
+)
 COVARIANCES = torch.stack([ROOT @ ROOT.T, 0.5 * ROOT.T @ ROOT])
 
 
 def gaussians(y, shift=7.0):
     """(2, S, 4) -> log N(y; mean, covariance) + shift."""
     deviation = y - MEANS[:, None]
-    square = torch.einsum('nsd,nde,nse->ns', deviation,
-                          COVARIANCES.inverse(), deviation)
+    square = torch.einsum(
+        'nsd,nde,nse->ns', deviation, COVARIANCES.inverse(), deviation
+    )
     constant = torch.logdet(2 * math.pi * COVARIANCES)
     return shift - 0.5 * square - 0.5 * constant[:, None]
 
 
 def samples(num_samples, generator=None):
-    return sample_noise((2, num_samples, 4), SIGMAS,
-                        generator or torch.Generator().manual_seed(0))
+    return sample_noise(
+        (2, num_samples, 4),
+        SIGMAS,
+        generator or torch.Generator().manual_seed(0),
+    )
 
 
 def test_moments_and_normaliser_of_gaussians():
@@ -40,11 +57,20 @@ def test_moments_and_normaliser_of_gaussians():
         y = samples(4_000, torch.Generator().manual_seed(seed))
         weighted = weigh_samples(gaussians(y), noise_logprob(y, SIGMAS))
         mean, covariance = weighted.moments(y)
-        found.append(torch.cat([
-            mean, covariance.flatten(1), weighted.log_normaliser[:, None]], 1))
+        found.append(
+            torch.cat(
+                [
+                    mean,
+                    covariance.flatten(1),
+                    weighted.log_normaliser[:, None],
+                ],
+                1,
+            )
+        )
     found = torch.stack(found)
-    expected = torch.cat([MEANS, COVARIANCES.flatten(1),
-                          torch.full((2, 1), 7.0).double()], 1)
+    expected = torch.cat(
+        [MEANS, COVARIANCES.flatten(1), torch.full((2, 1), 7.0).double()], 1
+    )
     error = found.std(0) / math.sqrt(40)
     assert ((found.mean(0) - expected).abs() < 5 * error).all()
     assert (error < 1e-2).all()
@@ -53,8 +79,9 @@ def test_moments_and_normaliser_of_gaussians():
 @pytest.mark.parametrize('temperature', [0.25, 1.0, 2.0])
 def test_temperature_scales_the_covariance_of_a_gaussian(temperature):
     y = samples(200_000)
-    weighted = weigh_samples(gaussians(y), noise_logprob(y, SIGMAS),
-                             temperature)
+    weighted = weigh_samples(
+        gaussians(y), noise_logprob(y, SIGMAS), temperature
+    )
     _, covariance = weighted.moments(y)
     scale = temperature * COVARIANCES.diagonal(dim1=1, dim2=2).amax()
     assert (covariance - temperature * COVARIANCES).abs().max() < 0.05 * scale
@@ -66,8 +93,9 @@ def test_a_mixture_against_numerical_integration(temperature):
     grid = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
 
     def logdensity(y):
-        return torch.logaddexp(-0.5 * ((y - 0.2) / 0.06)**2,
-                               -0.7 - 0.5 * ((y + 0.1) / 0.1)**2)
+        return torch.logaddexp(
+            -0.5 * ((y - 0.2) / 0.06) ** 2, -0.7 - 0.5 * ((y + 0.1) / 0.1) ** 2
+        )
 
     sigmas = torch.tensor([[0.1], [0.3]], dtype=torch.float64)
     density = (logdensity(grid) / temperature).exp()
@@ -76,27 +104,32 @@ def test_a_mixture_against_numerical_integration(temperature):
     # The mean and variance of y and of exp(y).
     values = torch.stack([grid, grid.exp()], -1)
     mean = torch.trapezoid(density[:, None] * values, grid, dim=0)
-    variance = torch.trapezoid(density[:, None] * (values - mean).square(),
-                               grid, dim=0)
+    variance = torch.trapezoid(
+        density[:, None] * (values - mean).square(), grid, dim=0
+    )
 
     y = quasi_random_noise(2**14, sigmas, 1)
-    weighted = weigh_samples(logdensity(y.T), noise_logprob(y, sigmas),
-                             temperature)
+    weighted = weigh_samples(
+        logdensity(y.T), noise_logprob(y, sigmas), temperature
+    )
     found, covariance = weighted.moments(torch.cat([y, y.exp()], 1))
-    torch.testing.assert_close(weighted.log_normaliser, total.log()[None],
-                               atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        weighted.log_normaliser, total.log()[None], atol=2e-3, rtol=0
+    )
     torch.testing.assert_close(found[0], mean, atol=1e-3, rtol=0)
-    torch.testing.assert_close(covariance[0].diagonal(), variance,
-                               atol=0, rtol=0.01)
+    torch.testing.assert_close(
+        covariance[0].diagonal(), variance, atol=0, rtol=0.01
+    )
 
 
 def test_effective_samples():
     noise = torch.zeros(1, 8)
     equal = weigh_samples(torch.zeros(1, 8), noise)
     assert equal.effective_samples.item() == pytest.approx(8)
-    two = torch.tensor([[0., 0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]])
+    two = torch.tensor([[0.0, 0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]])
     assert weigh_samples(two, noise).effective_samples.item() == pytest.approx(
-        2)
+        2
+    )
 
 
 def test_equal_weights_give_the_usual_unbiased_covariance():
@@ -109,12 +142,15 @@ def test_equal_weights_give_the_usual_unbiased_covariance():
 
 def test_a_constant_in_f_moves_the_normaliser_alone():
     y = samples(50)
-    low, high = (weigh_samples(gaussians(y, shift), noise_logprob(y, SIGMAS))
-                 for shift in (-1e4, 1e4))
-    torch.testing.assert_close(low.weights, high.weights, rtol=1e-6,
-                               atol=1e-9)
-    torch.testing.assert_close(high.log_normaliser - low.log_normaliser,
-                               torch.full((2, ), 2e4).double())
+    low, high = (
+        weigh_samples(gaussians(y, shift), noise_logprob(y, SIGMAS))
+        for shift in (-1e4, 1e4)
+    )
+    torch.testing.assert_close(low.weights, high.weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        high.log_normaliser - low.log_normaliser,
+        torch.full((2,), 2e4).double(),
+    )
 
 
 def test_samples_where_f_is_not_finite_have_no_weight():
@@ -129,12 +165,12 @@ def test_samples_where_f_is_not_finite_have_no_weight():
     assert (found.weights[:, 200:] == 0).all()
     # Three more samples at which the density is zero.
     torch.testing.assert_close(
-        found.log_normaliser,
-        expected.log_normaliser + math.log(200 / 203))
+        found.log_normaliser, expected.log_normaliser + math.log(200 / 203)
+    )
 
 
 def test_without_any_finite_f_nothing_is_claimed():
-    f = torch.stack([torch.zeros(5), torch.full((5, ), torch.nan)])
+    f = torch.stack([torch.zeros(5), torch.full((5,), torch.nan)])
     weighted = weigh_samples(f, torch.zeros(5))
     mean, covariance = weighted.moments(torch.randn(5, 2))
     assert weighted.effective_samples.tolist() == pytest.approx([5, 0])
@@ -143,8 +179,8 @@ def test_without_any_finite_f_nothing_is_claimed():
 
 
 def test_one_sample_tells_no_spread():
-    weighted = weigh_samples(torch.tensor([[0., -1e4, -1e4]]), torch.zeros(3))
-    mean, covariance = weighted.moments(torch.tensor([[3.], [4], [5]]))
+    weighted = weigh_samples(torch.tensor([[0.0, -1e4, -1e4]]), torch.zeros(3))
+    mean, covariance = weighted.moments(torch.tensor([[3.0], [4], [5]]))
     assert mean.item() == 3 and covariance.isnan().all()
 
 
@@ -152,8 +188,9 @@ def test_no_instances():
     weighted = weigh_samples(torch.zeros(0, 4), torch.zeros(4))
     mean, covariance = weighted.moments(torch.zeros(4, 2))
     assert mean.shape == (0, 2) and covariance.shape == (0, 2, 2)
-    fitted = laplace(hessian(lambda y: y.square().sum(-1), torch.zeros(0, 3)),
-                     0.3)
+    fitted = laplace(
+        hessian(lambda y: y.square().sum(-1), torch.zeros(0, 3)), 0.3
+    )
     assert fitted.covariance.shape == (0, 3, 3) and len(fitted.clamped) == 0
 
 
@@ -177,25 +214,33 @@ def test_hessian_equals_that_of_torch():
     weight = torch.randn(4, 6, dtype=torch.float64)
 
     def logdensity(y):
-        return (torch.tanh(y @ weight).square() *
-                torch.arange(6).double()).sum(-1)
+        return (
+            torch.tanh(y @ weight).square() * torch.arange(6).double()
+        ).sum(-1)
 
     y = torch.randn(3, 4, dtype=torch.float64)
-    expected = torch.stack([
-        torch.autograd.functional.hessian(
-            lambda point: logdensity(point[None, None]).sum(), point)
-        for point in y])
+    expected = torch.stack(
+        [
+            torch.autograd.functional.hessian(
+                lambda point: logdensity(point[None, None]).sum(), point
+            )
+            for point in y
+        ]
+    )
     with torch.inference_mode():
         torch.testing.assert_close(hessian(logdensity, y), expected)
 
 
 def test_flat_and_convex_directions_are_as_wide_as_allowed():
     """Curvatures -4, 0, +9 and, in another instance, -4 alone."""
-    second = torch.diag_embed(torch.tensor([[-4., 0, 9], [-4., -4, -4]]))
+    second = torch.diag_embed(torch.tensor([[-4.0, 0, 9], [-4.0, -4, -4]]))
     turn = torch.linalg.qr(torch.randn(3, 3)).Q
     fitted = laplace(turn @ second @ turn.T, max_sigma=3.0)
-    expected = turn @ torch.diag_embed(
-        torch.tensor([[0.25, 9, 9], [0.25, 0.25, 0.25]])) @ turn.T
+    expected = (
+        turn
+        @ torch.diag_embed(torch.tensor([[0.25, 9, 9], [0.25, 0.25, 0.25]]))
+        @ turn.T
+    )
     torch.testing.assert_close(fitted.covariance, expected)
     assert fitted.clamped.tolist() == [True, False]
 
@@ -205,8 +250,9 @@ def test_a_linear_f_has_no_curvature():
     for f in (lambda y: y.sum(-1), lambda y: torch.relu(y + 9).sum(-1)):
         fitted = laplace(hessian(f, y), max_sigma=0.3)
         assert fitted.clamped.all()
-        torch.testing.assert_close(fitted.covariance,
-                                   0.09 * torch.eye(4).expand(2, 4, 4))
+        torch.testing.assert_close(
+            fitted.covariance, 0.09 * torch.eye(4).expand(2, 4, 4)
+        )
 
 
 def test_a_curvature_that_is_not_finite_gives_nan():
@@ -240,8 +286,11 @@ def test_shapes_that_do_not_fit_are_refused():
 def two_rounds(logdensity, num_samples=64, second=64, centres=None, **options):
     centres = MEANS * 0 if centres is None else centres
     wide = quasi_random_noise(num_samples, SIGMAS, 4)
-    normal = torch.zeros(0, 4).double() if second == 0 else (
-        quasi_random_noise(second, torch.ones(1, 1).double(), 4, seed=1))
+    normal = (
+        torch.zeros(0, 4).double()
+        if second == 0
+        else (quasi_random_noise(second, torch.ones(1, 1).double(), 4, seed=1))
+    )
     return sample_density(logdensity, centres, wide, normal, SIGMAS, **options)
 
 
@@ -260,17 +309,20 @@ def test_the_second_round_multiplies_the_effective_samples():
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0])
 def test_two_rounds_give_the_moments_of_gaussians(temperature):
     """Within 3 %, from 8,192 samples; a small ball would cut the tails."""
-    found = two_rounds(gaussians, 4096, 4096, temperature=temperature,
-                       radius=9.0)
+    found = two_rounds(
+        gaussians, 4096, 4096, temperature=temperature, radius=9.0
+    )
     weighted = found.weigh(temperature)
     mean, covariance = weighted.moments(found.offsets)
     assert (mean - MEANS).abs().max() < 2e-3
     scale = temperature * COVARIANCES.diagonal(dim1=1, dim2=2).amax()
     assert (covariance - temperature * COVARIANCES).abs().max() < 0.03 * scale
     # Z of N^(1/T): log of T^(D/2) |2 pi C|^((1 - 1/T) / 2), and the shift.
-    log_normaliser = (7 / temperature + 2 * math.log(temperature) +
-                      0.5 * (1 - 1 / temperature) *
-                      torch.logdet(2 * math.pi * COVARIANCES))
+    log_normaliser = (
+        7 / temperature
+        + 2 * math.log(temperature)
+        + 0.5 * (1 - 1 / temperature) * torch.logdet(2 * math.pi * COVARIANCES)
+    )
     assert (weighted.log_normaliser - log_normaliser).abs().max() < 0.02
 
 
@@ -283,8 +335,11 @@ def test_a_constant_f_is_the_uniform_density_of_the_ball():
     volume = math.pi**2 * radius**4 / 2
     assert (weighted.log_normaliser - math.log(volume)).abs().max() < 0.05
     torch.testing.assert_close(
-        covariance, (radius**2 / 6 * torch.eye(4)).double().expand(2, 4, 4),
-        atol=0.1 * radius**2 / 6, rtol=0)
+        covariance,
+        (radius**2 / 6 * torch.eye(4)).double().expand(2, 4, 4),
+        atol=0.1 * radius**2 / 6,
+        rtol=0,
+    )
 
 
 def test_the_density_moves_with_its_centre():

@@ -21,24 +21,41 @@ def coco(tmp_path):
     (folder / 'val2017').mkdir()
     images = []
     for i in range(4):
-        images.append(dict(id=10 + i, file_name=f'{i:012}.jpg', width=40 + i,
-                           height=30))
-        cv2.imwrite(str(folder / 'val2017' / images[i]['file_name']),
-                    np.random.default_rng(i).integers(
-                        255, size=(30, 40 + i, 3), dtype=np.uint8))
+        images.append(
+            dict(id=10 + i, file_name=f'{i:012}.jpg', width=40 + i, height=30)
+        )
+        cv2.imwrite(
+            str(folder / 'val2017' / images[i]['file_name']),
+            np.random.default_rng(i).integers(
+                255, size=(30, 40 + i, 3), dtype=np.uint8
+            ),
+        )
     content = dict(
         images=images,
-        annotations=[dict(id=i, image_id=10 + i // 2, category_id=90,
-                          bbox=[1, 2, 30.5, 20]) for i in range(5)],
-        categories=[dict(id=i, name=n) for i, n in zip(
-            coco_check.CATEGORY_IDS, CocoDataset.METAINFO['classes'])])
+        annotations=[
+            dict(
+                id=i,
+                image_id=10 + i // 2,
+                category_id=90,
+                bbox=[1, 2, 30.5, 20],
+            )
+            for i in range(5)
+        ],
+        categories=[
+            dict(id=i, name=n)
+            for i, n in zip(
+                coco_check.CATEGORY_IDS, CocoDataset.METAINFO['classes']
+            )
+        ],
+    )
     return folder, content
 
 
 def check(coco, **options):
     folder, content = coco
     (folder / 'annotations/instances_val2017.json').write_text(
-        json.dumps(content))
+        json.dumps(content)
+    )
     return check_coco_split(folder, 'val', **{'subset': True, **options})
 
 
@@ -46,7 +63,11 @@ def test_the_80_ids_are_cocos():
     assert len(coco_check.CATEGORY_IDS) == 80
     named = dict(zip(coco_check.CATEGORY_IDS, CocoDataset.METAINFO['classes']))
     assert (named[1], named[13], named[44], named[90]) == (
-        'person', 'stop sign', 'bottle', 'toothbrush')
+        'person',
+        'stop sign',
+        'bottle',
+        'toothbrush',
+    )
 
 
 def test_a_whole_folder_has_no_faults(coco, monkeypatch):
@@ -76,14 +97,23 @@ def repeated(content):
     content['images'][1]['id'] = 10
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (renamed, "4 is 'motorbike' instead of 'motorcycle'"),
-    (lambda c: c['categories'].pop(), "90 is 'missing' instead of"),
-    (moved, 'boxes outside their images (are they x, y, width, height?) (1'),
-    (strange, 'annotations of unknown images or categories (1): 0'),
-    (repeated, '1 image ids are used more than once'),
-    (lambda c: c.pop('categories'), 'must hold lists of images, annotations'),
-])
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (renamed, "4 is 'motorbike' instead of 'motorcycle'"),
+        (lambda c: c['categories'].pop(), "90 is 'missing' instead of"),
+        (
+            moved,
+            'boxes outside their images (are they x, y, width, height?) (1',
+        ),
+        (strange, 'annotations of unknown images or categories (1): 0'),
+        (repeated, '1 image ids are used more than once'),
+        (
+            lambda c: c.pop('categories'),
+            'must hold lists of images, annotations',
+        ),
+    ],
+)
 def test_faults_of_annotations_are_named(coco, spoil, message):
     spoil(coco[1])
     assert any(message in error for error in check(coco).errors)
@@ -101,12 +131,14 @@ def test_faults_of_image_files_are_named(coco):
     paths[0].unlink()
     paths[1].write_bytes(b'')
     whole = paths[2].read_bytes()
-    paths[2].write_bytes(whole[:len(whole) // 2])
+    paths[2].write_bytes(whole[: len(whole) // 2])
     content['images'][3]['width'] = 99
     errors = check(coco, num_images=None).errors
     assert [e.split(':')[0] for e in errors] == [
-        'image files are missing (1)', 'image files are empty (1)',
-        'image files are broken (2)']
+        'image files are missing (1)',
+        'image files are empty (1)',
+        'image files are broken (2)',
+    ]
     assert '000000000000.jpg' in errors[0] and 'not 99 x 30' in errors[2]
     assert len(check(coco, num_images=0).errors) == 2
 
@@ -114,8 +146,10 @@ def test_faults_of_image_files_are_named(coco):
 def test_the_command_ends_with_its_verdict(coco, monkeypatch, capsys):
     check(coco)
     run = ('check_coco', coco[0], '--splits', 'val')
-    for options, code, verdict in ((('--subset', ), 0, 'Fit for training.'),
-                                   ((), 1, 'ERROR: the official file')):
+    for options, code, verdict in (
+        (('--subset',), 0, 'Fit for training.'),
+        ((), 1, 'ERROR: the official file'),
+    ):
         with pytest.raises(SystemExit) as done:
             run_tool(monkeypatch, *run, *options)
         assert done.value.code == code

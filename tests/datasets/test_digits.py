@@ -8,22 +8,29 @@ import pytest
 from pycocotools.coco import COCO
 
 from mmdet_ebm.datasets import DigitsConfig, generate_digits
-from mmdet_ebm.datasets.digits import (VISIBLE_ALPHA, _render_glyph,
-                                       _split_glyphs)
+from mmdet_ebm.datasets.digits import (
+    VISIBLE_ALPHA,
+    _render_glyph,
+    _split_glyphs,
+)
 
 SMALL = dict(num_images=dict(train=6, val=2, test=2))
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
     first = content(generate_digits(tmp_path / 'a', DigitsConfig(**SMALL)))
     second = content(generate_digits(tmp_path / 'b', DigitsConfig(**SMALL)))
     other = content(
-        generate_digits(tmp_path / 'c', DigitsConfig(**SMALL, seed=1)))
+        generate_digits(tmp_path / 'c', DigitsConfig(**SMALL, seed=1))
+    )
     assert first == second
     image = next(path for path in first if path.suffix == '.png')
     assert first[image] != other[image]
@@ -47,6 +54,7 @@ def test_coco_reads_it_and_boxes_lie_inside(tmp_path):
 def test_boxes_are_exact(tmp_path):
     """Redrawing with all digits invisible changes pixels inside boxes only."""
     from mmdet_ebm.datasets import digits
+
     generate_digits(tmp_path / 'a', DigitsConfig(**SMALL))
     render = digits._render_glyph
     changed = {}
@@ -62,15 +70,17 @@ def test_boxes_are_exact(tmp_path):
         digits._render_glyph = render
     coco = COCO(str(tmp_path / 'a/annotations/train.json'))
     for image in coco.imgs.values():
-        a, b = (cv2.imread(str(tmp_path / d / 'images' / image['file_name']))
-                for d in 'ab')
+        a, b = (
+            cv2.imread(str(tmp_path / d / 'images' / image['file_name']))
+            for d in 'ab'
+        )
         changed = (a != b).any(2)
         inside = np.zeros_like(changed)
         for ann in coco.imgToAnns[image['id']]:
             x, y, w, h = map(int, ann['bbox'])
-            inside[y:y + h, x:x + w] = True
+            inside[y : y + h, x : x + w] = True
             # Tight: the strokes reach every side of the box.
-            crop = changed[y:y + h, x:x + w]
+            crop = changed[y : y + h, x : x + w]
             assert crop[:2].any() and crop[-2:].any()
             assert crop[:, :2].any() and crop[:, -2:].any()
         assert not (changed & ~inside).any()
@@ -79,8 +89,9 @@ def test_boxes_are_exact(tmp_path):
 def test_glyphs_of_the_splits_are_disjoint():
     splits = _split_glyphs()
     assert sum(map(len, splits.values())) == 1797
-    assert all(len({label for _, label in glyphs}) == 10
-               for glyphs in splits.values())
+    assert all(
+        len({label for _, label in glyphs}) == 10 for glyphs in splits.values()
+    )
 
 
 def test_rendered_glyphs_are_opaque_and_clear():
@@ -91,8 +102,9 @@ def test_rendered_glyphs_are_opaque_and_clear():
 
 def test_noise_levels_have_their_size_and_keep_the_images(tmp_path):
     """n = 4 x about 450 draws: the standard deviation within 5 errors."""
-    config = DigitsConfig(num_images=dict(train=100, val=1, test=1),
-                          annotation_noise=(0.05, 0.2))
+    config = DigitsConfig(
+        num_images=dict(train=100, val=1, test=1), annotation_noise=(0.05, 0.2)
+    )
     generate_digits(tmp_path, config)
     exact = COCO(str(tmp_path / 'annotations/train.json'))
     for sigma in (0.05, 0.2):
@@ -101,9 +113,13 @@ def test_noise_levels_have_their_size_and_keep_the_images(tmp_path):
         a = np.array([ann['bbox'] for ann in exact.anns.values()])
         b = np.array([ann['bbox'] for ann in noisy.anns.values()])
         relative = np.concatenate(
-            [(b[:, :2] + b[:, 2:] / 2 - a[:, :2] - a[:, 2:] / 2) / a[:, 2:],
-             np.log(b[:, 2:] / a[:, 2:])], 1)
-        error = sigma / (2 * relative.size)**0.5
+            [
+                (b[:, :2] + b[:, 2:] / 2 - a[:, :2] - a[:, 2:] / 2) / a[:, 2:],
+                np.log(b[:, 2:] / a[:, 2:]),
+            ],
+            1,
+        )
+        error = sigma / (2 * relative.size) ** 0.5
         assert abs(relative.std() - sigma) < 5 * error
 
 
@@ -118,12 +134,15 @@ def test_an_existing_set_is_kept_and_a_different_one_replaced(tmp_path):
     assert marker.stat().st_mtime_ns != before
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(num_images=dict(train=1)), 'train, val and test'),
-    (dict(num_images=dict(train=0, val=1, test=1)), 'every split'),
-    (dict(digit_size=(20, 500)), 'digit_size'),
-    (dict(annotation_noise=(0.1, -0.1)), 'annotation_noise'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(num_images=dict(train=1)), 'train, val and test'),
+        (dict(num_images=dict(train=0, val=1, test=1)), 'every split'),
+        (dict(digit_size=(20, 500)), 'digit_size'),
+        (dict(annotation_noise=(0.1, -0.1)), 'annotation_noise'),
+    ],
+)
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DigitsConfig(**changes)

@@ -21,9 +21,12 @@ def run_forked(function, *arguments, processes=1):
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     context = mp.get_context('fork')  # modules are loaded already
-    children = [context.Process(target=_child, args=(
-        function, arguments, rank, processes, port))
-        for rank in range(processes)]
+    children = [
+        context.Process(
+            target=_child, args=(function, arguments, rank, processes, port)
+        )
+        for rank in range(processes)
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -38,8 +41,12 @@ def _child(function, arguments, rank, processes, port):
     torch.set_num_threads(1)
     if processes > 1:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-            MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(processes),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+        )
     try:
         function(*arguments)
     except BaseException:
@@ -56,8 +63,11 @@ def share_noise(monkeypatch=None):
     """
 
     def draw(sampler, shape, generator, **options):
-        row = sampler((1, *shape[1:]), generator=torch.Generator(
-            options['device']).manual_seed(7), **options)
+        row = sampler(
+            (1, *shape[1:]),
+            generator=torch.Generator(options['device']).manual_seed(7),
+            **options,
+        )
         return row.expand(shape).clone()
 
     for module in (noise, langevin, score_matching):

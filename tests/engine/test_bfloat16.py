@@ -4,8 +4,6 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-import mmdet_ebm.engine  # noqa: F401
-
 from ..conftest import batch, build, energy_model_cfg
 
 
@@ -15,14 +13,24 @@ def test_a_step_in_mixed_precision():
     head = model.roi_head.refiner.head
     seen = {}
     model.neck.register_forward_hook(
-        lambda module, args, out: seen.update(feature=out[0].dtype))
-    head.register_forward_hook(lambda module, args, out: seen.update(
-        pooled=args[0].dtype, logdensity=out.dtype))
+        lambda module, args, out: seen.update(feature=out[0].dtype)
+    )
+    head.register_forward_hook(
+        lambda module, args, out: seen.update(
+            pooled=args[0].dtype, logdensity=out.dtype
+        )
+    )
     head.fc_logdensity.register_forward_hook(
-        lambda module, args, out: seen.update(hidden=args[0].dtype))
-    wrapper = build_optim_wrapper(model, dict(
-        type='BFloat16OptimWrapper', accumulative_counts=2,
-        optimizer=dict(type='SGD', lr=0.01)))
+        lambda module, args, out: seen.update(hidden=args[0].dtype)
+    )
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type='BFloat16OptimWrapper',
+            accumulative_counts=2,
+            optimizer=dict(type='SGD', lr=0.01),
+        ),
+    )
     assert isinstance(wrapper, OPTIM_WRAPPERS.get('BFloat16OptimWrapper'))
     before = head.fc_logdensity.weight.clone()
     inputs, samples = batch()
@@ -31,7 +39,11 @@ def test_a_step_in_mixed_precision():
         with wrapper.optim_context(model):
             losses = model.loss(inputs, samples)
         wrapper.update_params(model.parse_losses(losses)[0])
-    assert seen == dict(feature=torch.bfloat16, hidden=torch.bfloat16,
-                        pooled=torch.float32, logdensity=torch.float32)
+    assert seen == dict(
+        feature=torch.bfloat16,
+        hidden=torch.bfloat16,
+        pooled=torch.float32,
+        logdensity=torch.float32,
+    )
     after = head.fc_logdensity.weight
     assert after.dtype == torch.float32 and not torch.equal(after, before)

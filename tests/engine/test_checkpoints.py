@@ -29,7 +29,7 @@ def test_a_killed_writer_leaves_an_older_checkpoint(tmp_path, record):
     """Without a record that leads to a file: the newest that is whole."""
     first, second, third = (checkpoint(tmp_path, i) for i in (5, 20, 100))
     content = third.read_bytes()
-    third.write_bytes(content[:len(content) // 2])
+    third.write_bytes(content[: len(content) // 2])
     if record is not None:
         (tmp_path / 'last_checkpoint').write_text(record)
     assert latest_checkpoint(tmp_path) == str(second)
@@ -52,14 +52,20 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_only_mmengines_own_loop_and_hook_are_replaced():
-    cfg = Config(dict(train_cfg=dict(by_epoch=False, max_iters=3),
-                      custom_imports=dict(imports=['mine'])))
+    cfg = Config(
+        dict(
+            train_cfg=dict(by_epoch=False, max_iters=3),
+            custom_imports=dict(imports=['mine']),
+        )
+    )
     make_resumable(cfg)
     assert cfg.train_cfg == dict(type='ResumableIterTrainLoop', max_iters=3)
     assert cfg.default_hooks.checkpoint.type == 'AtomicCheckpointHook'
     assert cfg.custom_imports.imports == ['mine', 'mmdet_ebm.engine']
-    mine = dict(train_cfg=dict(type='MyLoop'),
-                default_hooks=dict(checkpoint=dict(type='MyHook')))
+    mine = dict(
+        train_cfg=dict(type='MyLoop'),
+        default_hooks=dict(checkpoint=dict(type='MyHook')),
+    )
     cfg = Config(dict(mine))
     make_resumable(cfg)
     assert cfg.train_cfg.type == 'MyLoop'

@@ -14,7 +14,6 @@ from ..conftest import batch, build, energy_model_cfg
 
 
 class Pictures(list):
-
     def add_image(self, name, image, step):
         self.append((name, image, step))
 
@@ -27,9 +26,14 @@ def runner(tmp_path):
     model.roi_head.test_cfg.update(score_thr=0.2, max_per_img=3)
     cv2.imwrite(str(tmp_path / 'blank.png'), np.zeros((192, 192, 3), np.uint8))
     return SimpleNamespace(
-        model=model, visualizer=Pictures(), iter=7, picture=tmp_path /
-        'blank.png', val_dataloader=SimpleNamespace(dataset=SimpleNamespace(
-            metainfo=dict(classes=('a', 'b', 'c')))))
+        model=model,
+        visualizer=Pictures(),
+        iter=7,
+        picture=tmp_path / 'blank.png',
+        val_dataloader=SimpleNamespace(
+            dataset=SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')))
+        ),
+    )
 
 
 def validate(hook, runner, batches=2):
@@ -46,12 +50,17 @@ def validate(hook, runner, batches=2):
 
 
 def test_the_first_images_are_drawn(runner):
-    hook = HOOKS.build(dict(type='EnergyMapHook', num_images=3,
-                            num_detections=2, resolution=5))
+    hook = HOOKS.build(
+        dict(
+            type='EnergyMapHook', num_images=3, num_detections=2, resolution=5
+        )
+    )
     hook.before_run(runner)
     drawn = validate(hook, runner)
     assert [name for name, *_ in drawn] == [
-        'energy_map_blank_0', 'energy_map_blank_1'] * 3
+        'energy_map_blank_0',
+        'energy_map_blank_1',
+    ] * 3
     for _, image, step in drawn:
         assert step == 7 and image.shape[2] == 3 and image.std() > 10
     assert 'surface' not in vars(runner.model.roi_head.refiner)
@@ -63,9 +72,10 @@ def test_interval_and_threshold(runner):
     for _ in range(3):
         counts.append(len(validate(hook, runner, batches=1)))
     assert counts == [1, 1, 2]
-    assert not validate(EnergyMapHook(score_thr=0.99),
-                        SimpleNamespace(**{**vars(runner),
-                                           'visualizer': Pictures()}))
+    assert not validate(
+        EnergyMapHook(score_thr=0.99),
+        SimpleNamespace(**{**vars(runner), 'visualizer': Pictures()}),
+    )
 
 
 def test_a_model_without_energies_is_refused_at_the_start(runner):
@@ -74,9 +84,15 @@ def test_a_model_without_energies_is_refused_at_the_start(runner):
         EnergyMapHook().before_run(runner)
 
 
-@pytest.mark.parametrize('wrong', [
-    dict(num_images=0), dict(num_detections=0), dict(interval=0),
-    dict(resolution=1)])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(num_images=0),
+        dict(num_detections=0),
+        dict(interval=0),
+        dict(resolution=1),
+    ],
+)
 def test_numbers_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match='must be at least 1'):
         EnergyMapHook(**wrong)

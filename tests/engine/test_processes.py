@@ -19,7 +19,8 @@ COUNTS = [(3, 2), (4, 0), (1, 0), (0, 0)]
 VARIANTS = {
     'NCE+': dict(loss=dict(type='NCEPlusLoss', num_samples=8)),
     'NCE+, saving memory': dict(
-        loss=dict(type='NCEPlusLoss', num_samples=8), memory_saving=True),
+        loss=dict(type='NCEPlusLoss', num_samples=8), memory_saving=True
+    ),
     'ML-MCMC': dict(loss=dict(type='MLMCMCLoss', num_samples=8)),
     'DSM': dict(loss=dict(type='DSMLoss', num_samples=8)),
 }
@@ -32,7 +33,8 @@ def loss_and_gradients(model, inputs, samples):
     loss, logged = module.parse_losses(losses)
     loss.backward()
     return {name: value.detach() for name, value in logged.items()}, [
-        p.grad.clone() for p in module.parameters() if p.requires_grad]
+        p.grad.clone() for p in module.parameters() if p.requires_grad
+    ]
 
 
 def cases():
@@ -48,7 +50,8 @@ def cases():
         for counts in COUNTS:
             inputs, samples = batch(counts)
             for sample in samples:
-                sample.gt_instances.bboxes = sample.gt_instances.bboxes.double(
+                sample.gt_instances.bboxes = (
+                    sample.gt_instances.bboxes.double()
                 )
             yield (variant, counts), model, (inputs.double(), samples)
 
@@ -61,7 +64,8 @@ def part_of_each_process(out):
     for name, model, (inputs, samples) in cases():
         wrapped = DistributedDataParallel(model)
         results[name] = loss_and_gradients(
-            wrapped, inputs[rank:rank + 1], samples[rank:rank + 1])
+            wrapped, inputs[rank : rank + 1], samples[rank : rank + 1]
+        )
     torch.save(results, out / f'{rank}.pth')
 
 
@@ -72,22 +76,32 @@ def joint_steps():
     two_stage = energy_model_cfg()
     two_stage.freeze_detector = False
     dense = ConfigDict(
-        type='EnergyDetector', freeze_detector=False,
-        refiner=two_stage.roi_head.refiner, detector=shrink(
-            get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model))
+        type='EnergyDetector',
+        freeze_detector=False,
+        refiner=two_stage.roi_head.refiner,
+        detector=shrink(
+            get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
+        ),
+    )
     for cfg in (two_stage, dense):
         torch.manual_seed(0)
         model = DistributedDataParallel(build(cfg).train())
         for counts in ((3, 0), (0, 0)):
             inputs, samples = batch(counts)
-            loss_and_gradients(model, inputs[rank:rank + 1],
-                               samples[rank:rank + 1])
+            loss_and_gradients(
+                model, inputs[rank : rank + 1], samples[rank : rank + 1]
+            )
 
 
 def whole_in_one_process(out):
     share_noise()
-    torch.save({name: loss_and_gradients(model, *pair)
-                for name, model, pair in cases()}, out / 'whole.pth')
+    torch.save(
+        {
+            name: loss_and_gradients(model, *pair)
+            for name, model, pair in cases()
+        },
+        out / 'whole.pth',
+    )
 
 
 def test_joint_training_leaves_no_parameter_without_gradient():
@@ -114,5 +128,6 @@ def test_gradient_and_log_are_the_joined_batchs(results, variant, counts):
         assert list(part_logged) == list(logged)
         for mine, expected in zip(part_logged.values(), logged.values()):
             torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(part_gradients, gradients, rtol=1e-6,
-                                   atol=1e-9)
+        torch.testing.assert_close(
+            part_gradients, gradients, rtol=1e-6, atol=1e-9
+        )

@@ -15,11 +15,20 @@ def coco_of(images, boxes, classes):
     coco.dataset = dict(
         images=[dict(id=i, width=200, height=200) for i in range(images)],
         categories=[dict(id=c, name=str(c)) for c in (1, 2)],
-        annotations=[dict(id=n + 1, image_id=i, category_id=c, bbox=list(b),
-                          area=b[2] * b[3], iscrowd=0)
-                     for n, (i, b, c) in enumerate(zip(
-                         np.arange(images).repeat(3).tolist(), boxes,
-                         classes))])
+        annotations=[
+            dict(
+                id=n + 1,
+                image_id=i,
+                category_id=c,
+                bbox=list(b),
+                area=b[2] * b[3],
+                iscrowd=0,
+            )
+            for n, (i, b, c) in enumerate(
+                zip(np.arange(images).repeat(3).tolist(), boxes, classes)
+            )
+        ],
+    )
     coco.createIndex()
     return coco
 
@@ -28,35 +37,45 @@ def coco_of(images, boxes, classes):
 def split():
     """12 images of 3 boxes, and detections near them with random scores."""
     rng = np.random.default_rng(0)
-    boxes = rng.uniform([0, 0, 30, 30], [100, 100, 90, 90],
-                        (36, 4)).tolist()
+    boxes = rng.uniform([0, 0, 30, 30], [100, 100, 90, 90], (36, 4)).tolist()
     classes = rng.integers(1, 3, 36).tolist()
     truth = coco_of(12, boxes, classes)
 
     def detections(spread):
-        return [dict(image_id=a['image_id'], category_id=a['category_id'],
-                     bbox=(np.array(a['bbox']) + rng.normal(0, spread, 4)
-                           ).tolist(), score=float(rng.random()))
-                for a in truth.dataset['annotations']]
+        return [
+            dict(
+                image_id=a['image_id'],
+                category_id=a['category_id'],
+                bbox=(np.array(a['bbox']) + rng.normal(0, spread, 4)).tolist(),
+                score=float(rng.random()),
+            )
+            for a in truth.dataset['annotations']
+        ]
 
     return truth, detections(2.0), detections(5.0)
 
 
 def reference(truth, detections):
-    evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)),
-                          'bbox')
+    evaluation = COCOeval(
+        truth, truth.loadRes(copy.deepcopy(detections)), 'bbox'
+    )
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     precision = evaluation.eval['precision'][8, :, :, 0, 2]
-    return dict(AP=evaluation.stats[0], AP50=evaluation.stats[1],
-                AP75=evaluation.stats[2], AP90=precision.mean())
+    return dict(
+        AP=evaluation.stats[0],
+        AP50=evaluation.stats[1],
+        AP75=evaluation.stats[2],
+        AP90=precision.mean(),
+    )
 
 
 def test_all_images_give_cocos_own_numbers(split):
     truth, good, _ = split
     assert MatchedDetections(truth, good).average_precision() == (
-        pytest.approx(reference(truth, good)))
+        pytest.approx(reference(truth, good))
+    )
 
 
 def test_a_subset_gives_the_numbers_of_that_subset(split):
@@ -64,28 +83,35 @@ def test_a_subset_gives_the_numbers_of_that_subset(split):
     subset = [1, 4, 5, 9]
     part = COCO()
     part.dataset = dict(
-        truth.dataset, images=[truth.imgs[i] for i in subset],
-        annotations=[a for a in truth.dataset['annotations']
-                     if a['image_id'] in subset])
+        truth.dataset,
+        images=[truth.imgs[i] for i in subset],
+        annotations=[
+            a for a in truth.dataset['annotations'] if a['image_id'] in subset
+        ],
+    )
     part.createIndex()
     expected = reference(part, [d for d in good if d['image_id'] in subset])
     matched = MatchedDetections(truth, good)
     assert matched.average_precision(np.array(subset)) == (
-        pytest.approx(expected))
+        pytest.approx(expected)
+    )
 
 
 def test_repeating_every_image_changes_nothing(split):
     matched = MatchedDetections(split[0], split[1])
     twice = matched.average_precision(np.arange(12).repeat(2))
     # Ties between a detection and its copy move precisions a little.
-    assert twice['AP'] == pytest.approx(matched.average_precision()['AP'],
-                                        abs=0.03)
+    assert twice['AP'] == pytest.approx(
+        matched.average_precision()['AP'], abs=0.03
+    )
 
 
 def test_a_clearly_better_system_has_an_interval_above_zero(split):
     truth, good, bad = split
-    systems = dict(good=[MatchedDetections(truth, good)],
-                   bad=[MatchedDetections(truth, bad)])
+    systems = dict(
+        good=[MatchedDetections(truth, good)],
+        bad=[MatchedDetections(truth, bad)],
+    )
     pairs = [('good', 'bad'), ('bad', 'good')]
     found = bootstrap_differences(systems, pairs, 200)
     interval, reverse = (found[pair]['AP'] for pair in pairs)
@@ -96,8 +122,9 @@ def test_a_clearly_better_system_has_an_interval_above_zero(split):
 def test_a_system_does_not_differ_from_itself(split):
     run = MatchedDetections(split[0], split[1])
     systems = dict(a=[run, run], b=[run])
-    interval = bootstrap_differences(systems, [('a', 'b')],
-                                     20)['a', 'b']['AP75']
+    interval = bootstrap_differences(systems, [('a', 'b')], 20)['a', 'b'][
+        'AP75'
+    ]
     assert interval == dict(difference=0, low=0, high=0)
 
 
@@ -109,6 +136,11 @@ def test_different_images_are_refused(split):
     truth, good, _ = split
     other = coco_of(3, [[0, 0, 9, 9]] * 9, [1] * 9)
     with pytest.raises(ValueError, match='same images'):
-        bootstrap_differences(dict(a=[MatchedDetections(truth, good)],
-                                   b=[MatchedDetections(other, [])]),
-                              [('a', 'b')], 5)
+        bootstrap_differences(
+            dict(
+                a=[MatchedDetections(truth, good)],
+                b=[MatchedDetections(other, [])],
+            ),
+            [('a', 'b')],
+            5,
+        )

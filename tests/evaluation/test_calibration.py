@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from mmdet_ebm.evaluation.calibration import (SideErrors, calibration,
-                                              constant_std, coverage,
-                                              fit_temperature, match_to_truth)
+from mmdet_ebm.evaluation.calibration import (
+    SideErrors,
+    calibration,
+    constant_std,
+    coverage,
+    fit_temperature,
+    match_to_truth,
+)
 
 
 def gaussian_errors(scale=1.0, count=20_000):
@@ -43,8 +48,9 @@ def test_temperature_is_recovered():
     errors = gaussian_errors()
     temperatures = np.geomspace(0.1, 20, 25)
     stds = np.sqrt(temperatures / 2.3)[:, None, None] * errors.std
-    assert fit_temperature(temperatures, stds, errors.error
-                           ) == pytest.approx(2.3, rel=0.02)
+    assert fit_temperature(temperatures, stds, errors.error) == pytest.approx(
+        2.3, rel=0.02
+    )
 
 
 def test_a_temperature_outside_of_the_range_is_no_result():
@@ -59,7 +65,8 @@ def test_unknown_deviations_are_counted_and_left_out():
     errors = gaussian_errors(count=100)
     spoilt = SideErrors(
         np.concatenate([errors.error, np.full((3, 4), 9.0)]),
-        np.concatenate([errors.std, np.full((2, 4), np.nan), [[0, 1, 1, 1]]]))
+        np.concatenate([errors.std, np.full((2, 4), np.nan), [[0, 1, 1, 1]]]),
+    )
     found, expected = calibration(spoilt), calibration(errors)
     assert found.pop('unknown') == 3 and found.pop('matched') == 103
     assert found == {k: v for k, v in expected.items() if k in found}
@@ -71,9 +78,8 @@ def test_nothing_matched():
 
 
 def test_constant_deviation_is_the_root_mean_square():
-    error = np.array([[3., 1, 0, 2], [-4., 1, 0, 2]])
-    np.testing.assert_allclose(constant_std(error),
-                               [np.sqrt(12.5), 1, 0, 2])
+    error = np.array([[3.0, 1, 0, 2], [-4.0, 1, 0, 2]])
+    np.testing.assert_allclose(constant_std(error), [np.sqrt(12.5), 1, 0, 2])
 
 
 def test_matching_takes_the_best_overlap_by_falling_score():

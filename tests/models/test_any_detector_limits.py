@@ -41,7 +41,8 @@ def test_a_dense_head_without_a_limit_of_boxes():
 
 def test_masks_that_do_not_come_from_boxes_are_refused():
     rtmdet = get_config(
-        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py').model
+        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py'
+    ).model
     rtmdet.backbone.init_cfg = None
     model = wrapped(rtmdet)
     assert not model.orders_by_energy
@@ -82,9 +83,18 @@ def test_levels_that_cannot_be_measured_are_to_be_set():
 
 
 def test_levels_can_be_set_by_hand():
-    refiner = dict(copy.deepcopy(REFINER), roi_extractor=dict(
-        featmap_strides=(8, ), out_channels=64, output_size=3))
-    model = build(ConfigDict(type='EnergyDetector', refiner=refiner,
-                             detector=plain_cfg('RetinaNet')))
-    assert model.refiner.roi_extractor.featmap_strides == (8, )
+    refiner = dict(
+        copy.deepcopy(REFINER),
+        roi_extractor=dict(
+            featmap_strides=(8,), out_channels=64, output_size=3
+        ),
+    )
+    model = build(
+        ConfigDict(
+            type='EnergyDetector',
+            refiner=refiner,
+            detector=plain_cfg('RetinaNet'),
+        )
+    )
+    assert model.refiner.roi_extractor.featmap_strides == (8,)
     assert model.train().loss(*batch(num_classes=80))['loss_energy'] > 0

@@ -27,8 +27,9 @@ class NoCopies(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.overloadpacket.__name__ in ('_to_copy', 'copy_'):
-            devices = {a.device.type for a in args
-                       if isinstance(a, torch.Tensor)}
+            devices = {
+                a.device.type for a in args if isinstance(a, torch.Tensor)
+            }
             if kwargs.get('device') is not None:
                 devices.add(torch.device(kwargs['device']).type)
             assert len(devices) == 1, f'a copy between {devices}'
@@ -39,8 +40,12 @@ class NoHostData(TorchFunctionMode):
     """Raises where Python numbers would be uploaded."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        uploads = (torch.tensor, torch.as_tensor, torch.from_numpy,
-                   torch.Tensor.new_tensor)
+        uploads = (
+            torch.tensor,
+            torch.as_tensor,
+            torch.from_numpy,
+            torch.Tensor.new_tensor,
+        )
         assert func not in uploads, f'{func.__name__} uploads host data'
         return func(*args, **(kwargs or {}))
 
@@ -59,13 +64,26 @@ def meta_inputs():
 
 
 @pytest.mark.parametrize('memory_saving', [None, True])
-@pytest.mark.parametrize('loss', [
-    'NCEPlusLoss', 'NCELoss', 'MLISLoss', 'KLDISLoss', 'MLMCMCLoss', 'SMLoss',
-    'DSMLoss', 'LocalizationConfidenceLoss'])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        'NCEPlusLoss',
+        'NCELoss',
+        'MLISLoss',
+        'KLDISLoss',
+        'MLMCMCLoss',
+        'SMLoss',
+        'DSMLoss',
+        'LocalizationConfidenceLoss',
+    ],
+)
 def test_training_step(loss, memory_saving):
     samples = {} if loss == 'SMLoss' else dict(num_samples=8)
-    model = refiner(loss=dict(type=loss, **samples),
-                    memory_saving=memory_saving).to('meta').train()
+    model = (
+        refiner(loss=dict(type=loss, **samples), memory_saving=memory_saving)
+        .to('meta')
+        .train()
+    )
     maps, corners, labels = meta_inputs()
     with no_host_traffic():
         loss = model.loss(maps, corners, labels, SIZES)['loss_energy']
@@ -82,16 +100,19 @@ def test_refinement(kind):
         boxes = Boxes.from_images(corners, labels)
         refined = model.refine(surface, boxes, SIZES)
         values = model.logdensity(surface, boxes)
-    assert refined.corners.shape == (5, 4) and values.shape == (5, )
+    assert refined.corners.shape == (5, 4) and values.shape == (5,)
 
 
-@pytest.mark.parametrize('spoiler', [
-    lambda y: float(y.sum()),
-    lambda y: y[y > 0],
-    lambda y: y + torch.ones(4),
-    lambda y: y + torch.tensor([1., 2, 3, 4], device=y.device),
-    lambda y: y.cpu(),
-])
+@pytest.mark.parametrize(
+    'spoiler',
+    [
+        lambda y: float(y.sum()),
+        lambda y: y[y > 0],
+        lambda y: y + torch.ones(4),
+        lambda y: y + torch.tensor([1.0, 2, 3, 4], device=y.device),
+        lambda y: y.cpu(),
+    ],
+)
 def test_the_check_itself_notices_synchronisation(spoiler):
     """Each of these, slipped into a log-density function, must raise."""
 
@@ -102,4 +123,4 @@ def test_the_check_itself_notices_synchronisation(spoiler):
     start = torch.rand(2, 1, 4, device='meta')
     with pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
         with no_host_traffic():
-            gradient_ascent(logdensity, start, (0.1, ) * 4, 2)
+            gradient_ascent(logdensity, start, (0.1,) * 4, 2)

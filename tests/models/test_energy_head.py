@@ -8,8 +8,9 @@ from mmdet_ebm.models.energy_head import PooledLinear
 
 
 def head(**kwargs):
-    options = dict(num_classes=3, in_channels=4, roi_feat_size=2,
-                   fc_out_channels=8)
+    options = dict(
+        num_classes=3, in_channels=4, roi_feat_size=2, fc_out_channels=8
+    )
     built = EnergyHead(**{**options, **kwargs})
     built.init_weights()
     return built
@@ -20,10 +21,12 @@ def test_each_box_reads_its_class():
     energy.fc_logdensity.weight.data.normal_()
     pooled = torch.randn(5, 4, 2, 2)
     columns = torch.stack(
-        [energy(pooled, torch.full((5, ), c)) for c in range(3)], 1)
+        [energy(pooled, torch.full((5,), c)) for c in range(3)], 1
+    )
     labels = torch.tensor([2, 0, 1, 1, 2])
-    torch.testing.assert_close(energy(pooled, labels),
-                               columns[torch.arange(5), labels])
+    torch.testing.assert_close(
+        energy(pooled, labels), columns[torch.arange(5), labels]
+    )
     assert not torch.allclose(columns[:, 0], columns[:, 1])
 
 
@@ -45,23 +48,26 @@ def test_equals_plain_layers_on_the_usual_flattening():
     pooled = torch.randn(5, 4, 2, 2)
     first, *rest = energy.shared_fcs
     hidden = torch.nn.functional.linear(
-        pooled.flatten(1), first.weight.flatten(1), first.bias)
+        pooled.flatten(1), first.weight.flatten(1), first.bias
+    )
     expected = energy.fc_logdensity(torch.nn.Sequential(*rest)(hidden))[:, 0]
     labels = torch.zeros(5, dtype=torch.long)
     torch.testing.assert_close(energy(pooled, labels), expected)
     torch.testing.assert_close(
         energy(pooled.contiguous(memory_format=torch.channels_last), labels),
-        expected)
+        expected,
+    )
 
 
 def test_published_initialisation():
     energy = head(num_classes=200, fc_out_channels=500)
     first = energy.shared_fcs[0]
-    bound = (3 / first.in_features)**0.5  # uniform fan-in, a = 1
+    bound = (3 / first.in_features) ** 0.5  # uniform fan-in, a = 1
     assert first.weight.abs().max() <= bound
     assert first.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
     assert energy.fc_logdensity.weight.std().item() == pytest.approx(
-        1e-3, rel=0.05)
+        1e-3, rel=0.05
+    )
     assert (energy.fc_logdensity.bias == 0).all()
 
 
@@ -76,14 +82,20 @@ def test_reduced_channels_are_a_linear_map_before_the_first_layer():
     energy = head(reduced_channels=3, class_agnostic=True)
     pooled, labels = torch.randn(5, 4, 2, 2), torch.zeros(5).long()
     reduce = energy.reduction
-    fewer = torch.einsum('rcpq,dc->rdpq', pooled,
-                         reduce.weight) + reduce.bias[:, None, None]
+    fewer = (
+        torch.einsum('rcpq,dc->rdpq', pooled, reduce.weight)
+        + reduce.bias[:, None, None]
+    )
     light = head(in_channels=3, class_agnostic=True)
-    light.load_state_dict({
-        name: value for name, value in energy.state_dict().items()
-        if not name.startswith('reduction.')})
+    light.load_state_dict(
+        {
+            name: value
+            for name, value in energy.state_dict().items()
+            if not name.startswith('reduction.')
+        }
+    )
     torch.testing.assert_close(energy(pooled, labels), light(fewer, labels))
-    bound = (3 / 4)**0.5  # initialised like the other layers
+    bound = (3 / 4) ** 0.5  # initialised like the other layers
     assert bound / 2 < reduce.weight.abs().max() <= bound
 
 

@@ -14,10 +14,12 @@ from .test_refiner import METHODS, SIZES, boxes, features, refiner
 def objects():
     """Three images: three objects, none, two."""
     corners, labels = zip(*boxes().split(boxes().corners, boxes().labels))
-    return ([f[[1, 0, 0]] for f in features()],
-            [corners[1], corners[0][:0], corners[0]],
-            [labels[1], torch.zeros(0).long(), labels[0]],
-            [SIZES[1], SIZES[0], SIZES[0]])
+    return (
+        [f[[1, 0, 0]] for f in features()],
+        [corners[1], corners[0][:0], corners[0]],
+        [labels[1], torch.zeros(0).long(), labels[0]],
+        [SIZES[1], SIZES[0], SIZES[0]],
+    )
 
 
 def step(model, maps, corners, labels, sizes, seed=1):
@@ -49,7 +51,8 @@ def calls(monkeypatch):
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('loss', METHODS)
 def test_saving_memory_changes_neither_loss_nor_gradients(
-        loss, channels_last, calls):
+    loss, channels_last, calls
+):
     maps, corners, labels, sizes = objects()
     maps = [f.double() for f in maps]
     if channels_last:
@@ -68,15 +71,17 @@ def test_saving_memory_changes_neither_loss_nor_gradients(
     else:
         # Objects of 9 or 10 candidates, 2 objects at most at once, and images
         # one by one where maps must be copied.
-        samples = 9 if loss in ('KLDISLoss',
-                                'LocalizationConfidenceLoss') else 10
+        samples = (
+            9 if loss in ('KLDISLoss', 'LocalizationConfidenceLoss') else 10
+        )
         counts = [2, 2, 1] if channels_last else [2, 1, 2]
         assert calls == [[samples * n for n in counts]] * 2
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_pooled_features_of_one_part_exist_at_a_time(channels_last,
-                                                     monkeypatch):
+def test_pooled_features_of_one_part_exist_at_a_time(
+    channels_last, monkeypatch
+):
     monkeypatch.setattr(training, '_ROWS_PER_PART', 20)
     model = refiner(memory_saving=True)
     maps, *rest = objects()
@@ -101,7 +106,8 @@ def test_saving_memory_with_more_candidates_than_a_part_holds(calls):
     model = refiner(loss=dict(type='NCEPlusLoss', num_samples=50))
     sizes, found = [], []
     model.head.register_forward_pre_hook(
-        lambda _, args: sizes.append(len(args[0])))
+        lambda _, args: sizes.append(len(args[0]))
+    )
     for model.memory_saving in (False, True, None):
         sizes.append('next')
         found.append(step(model, *objects()))
@@ -129,18 +135,30 @@ def test_saving_memory_reaches_the_feature_maps_of_an_unfrozen_detector():
 @pytest.mark.parametrize('loss', METHODS)
 def test_saving_memory_without_any_object(loss):
     model = refiner(loss=dict(type=loss), memory_saving=True)
-    value = model.loss(features(), [torch.zeros(0, 4)] * 2,
-                       [torch.zeros(0).long()] * 2, SIZES)['loss_energy']
+    value = model.loss(
+        features(), [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2, SIZES
+    )['loss_energy']
     value.backward()
     assert value == 0 and all((p.grad == 0).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('options', [
-    dict(class_agnostic=True), dict(act_cfg=dict(type='ReLU', inplace=True)),
-    dict(num_fcs=1), dict(reduced_channels=2)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(class_agnostic=True),
+        dict(act_cfg=dict(type='ReLU', inplace=True)),
+        dict(num_fcs=1),
+        dict(reduced_channels=2),
+    ],
+)
 def test_every_head_goes_by_parts(options, calls):
-    head = dict(type='EnergyHead', num_classes=3, in_channels=4,
-                fc_out_channels=16, **options)
+    head = dict(
+        type='EnergyHead',
+        num_classes=3,
+        in_channels=4,
+        fc_out_channels=16,
+        **options,
+    )
     model, found = refiner(head=head), []
     for model.memory_saving in (False, True):
         found.append(step(model, *objects()))
@@ -173,8 +191,11 @@ def test_the_backward_pass_brings_a_factor_and_may_come_twice(calls):
 def test_bfloat16_products_by_parts(calls):
     """As close to single precision as those of the whole batch are."""
     model, found = refiner(), []
-    for dtype, saving in ((None, False), (torch.bfloat16, False),
-                          (torch.bfloat16, True)):
+    for dtype, saving in (
+        (None, False),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+    ):
         model.memory_saving = saving
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype is not None):
             found.append(step(model, *objects())[1:])
@@ -229,10 +250,17 @@ def test_heads_that_were_changed_get_their_gradients(change, calls):
 def test_features_of_another_size_are_refused(reduced_channels, calls):
     model = refiner(
         memory_saving=True,
-        roi_extractor=dict(type='PreciseRoIExtractor', out_channels=4,
-                           output_size=14),
-        head=dict(type='EnergyHead', num_classes=3, in_channels=4,
-                  fc_out_channels=16, reduced_channels=reduced_channels))
+        roi_extractor=dict(
+            type='PreciseRoIExtractor', out_channels=4, output_size=14
+        ),
+        head=dict(
+            type='EnergyHead',
+            num_classes=3,
+            in_channels=4,
+            fc_out_channels=16,
+            reduced_channels=reduced_channels,
+        ),
+    )
     with pytest.raises(ValueError, match='check in_channels and roi_feat'):
         model.loss(*objects())
 
@@ -240,11 +268,18 @@ def test_features_of_another_size_are_refused(reduced_channels, calls):
 @pytest.mark.parametrize('reason', ['float16', 'no gradients', 'reduction'])
 def test_what_must_not_be_differentiated_at_once_is_not(reason, calls):
     """Half precision scales the loss first; 'none' has a factor a row."""
-    model = refiner(memory_saving=True, loss=dict(
-        type='NCEPlusLoss', num_samples=8,
-        reduction='none' if reason == 'reduction' else 'mean'))
-    with torch.autocast('cpu', torch.float16, enabled=reason == 'float16'), \
-            torch.set_grad_enabled(reason != 'no gradients'):
+    model = refiner(
+        memory_saving=True,
+        loss=dict(
+            type='NCEPlusLoss',
+            num_samples=8,
+            reduction='none' if reason == 'reduction' else 'mean',
+        ),
+    )
+    with (
+        torch.autocast('cpu', torch.float16, enabled=reason == 'float16'),
+        torch.set_grad_enabled(reason != 'no gradients'),
+    ):
         loss = model.loss(*objects())['loss_energy']
     assert loss.isfinite().all() and calls == []
     assert loss.requires_grad == (reason != 'no gradients')

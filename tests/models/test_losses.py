@@ -24,8 +24,10 @@ PUBLISHED = dict(
     MLISLoss=dict(sigmas=NARROW, num_samples=128),
     KLDISLoss=dict(sigmas=NARROW, num_samples=128),
     MLMCMCLoss=dict(step_size=1e-5, num_steps=8, num_samples=128),
-    SMLoss=dict(), DSMLoss=dict(sigma=0.075, num_samples=128),
-    LocalizationConfidenceLoss=dict(min_iou=0.5, num_samples=128))
+    SMLoss=dict(),
+    DSMLoss=dict(sigma=0.075, num_samples=128),
+    LocalizationConfidenceLoss=dict(min_iou=0.5, num_samples=128),
+)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -33,8 +35,9 @@ def test_registered_with_published_defaults(name):
     method = MODELS.build(dict(type=name)).method
     for field, value in PUBLISHED[name].items():
         if field == 'sigmas':
-            torch.testing.assert_close(method.noise.sigmas[:, 0],
-                                       torch.tensor(value))
+            torch.testing.assert_close(
+                method.noise.sigmas[:, 0], torch.tensor(value)
+            )
         else:
             assert getattr(method, field) == value
     if name == 'KLDISLoss':
@@ -47,11 +50,19 @@ def test_every_method_is_called_as_an_mmdet_loss(name):
     loss_fn = MODELS.build(dict(type=name, loss_weight=2.0))
     weight = torch.tensor([1.0, 0.0, 1.0, 1.0])
     torch.manual_seed(7)
-    each = loss_fn(lambda y: scale * logdensity(y), torch.zeros(4, 4),
-                   weight=weight, reduction_override='none')
+    each = loss_fn(
+        lambda y: scale * logdensity(y),
+        torch.zeros(4, 4),
+        weight=weight,
+        reduction_override='none',
+    )
     torch.manual_seed(7)
-    loss = loss_fn(lambda y: scale * logdensity(y), torch.zeros(4, 4),
-                   weight=weight, avg_factor=3.0)
+    loss = loss_fn(
+        lambda y: scale * logdensity(y),
+        torch.zeros(4, 4),
+        weight=weight,
+        avg_factor=3.0,
+    )
     torch.testing.assert_close(loss, each.sum() / 3)
     assert each[1] == 0
     loss.backward()
@@ -67,9 +78,11 @@ def test_reductions():
     torch.testing.assert_close(loss_of(NCELoss(reduction='sum')), each.sum())
     torch.testing.assert_close(loss_of(NCELoss()), each.mean())
     torch.testing.assert_close(
-        loss_of(NCELoss(), reduction_override='sum'), each.sum())
-    torch.testing.assert_close(loss_of(NCELoss(loss_weight=3.0)),
-                               3 * each.mean())
+        loss_of(NCELoss(), reduction_override='sum'), each.sum()
+    )
+    torch.testing.assert_close(
+        loss_of(NCELoss(loss_weight=3.0)), 3 * each.mean()
+    )
 
 
 def test_weights_and_avg_factor():
@@ -79,14 +92,18 @@ def test_weights_and_avg_factor():
     for avg_factor in (5, torch.tensor(5.0)):
         torch.testing.assert_close(
             loss_of(NCEPlusLoss(), weight=weight, avg_factor=avg_factor),
-            expected)
+            expected,
+        )
 
 
 @pytest.mark.parametrize('avg_factor', [None, 1])
 def test_mean_over_no_instances_is_zero_with_a_graph(avg_factor):
     scale = torch.ones((), requires_grad=True)
-    loss = NCEPlusLoss()(lambda y: scale * logdensity(y), torch.zeros(0, 4),
-                         avg_factor=avg_factor)
+    loss = NCEPlusLoss()(
+        lambda y: scale * logdensity(y),
+        torch.zeros(0, 4),
+        avg_factor=avg_factor,
+    )
     loss.backward()
     assert loss == 0 and scale.grad == 0
 

@@ -9,9 +9,15 @@ from .test_refiner import SIZES, boxes, features, refiner
 
 
 def energy_model(activation):
-    model = refiner(head=dict(
-        type='EnergyHead', num_classes=3, in_channels=4, fc_out_channels=16,
-        act_cfg=dict(type=activation)))
+    model = refiner(
+        head=dict(
+            type='EnergyHead',
+            num_classes=3,
+            in_channels=4,
+            fc_out_channels=16,
+            act_cfg=dict(type=activation),
+        )
+    )
     return model.double()
 
 
@@ -22,8 +28,12 @@ def logdensity_fn(model, reference):
 
 def double_boxes():
     reference = boxes()
-    return type(reference)(reference.corners.double(), reference.labels,
-                           reference.image_index, reference.counts)
+    return type(reference)(
+        reference.corners.double(),
+        reference.labels,
+        reference.image_index,
+        reference.counts,
+    )
 
 
 @pytest.mark.parametrize('method', [SM(), DSM(0.075, 4)], ids=['SM', 'DSM'])
@@ -40,8 +50,7 @@ def test_parameter_gradient_equals_finite_differences(method):
         return method(function, targets, generator).sum()
 
     # f's own bias reaches no derivative in y.
-    gradients = torch.autograd.grad(loss(), parameters,
-                                    materialize_grads=True)
+    gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
     for _ in range(3):
         direction = [torch.randn_like(p) for p in parameters]
         expected = sum((g * d).sum() for g, d in zip(gradients, direction))
@@ -56,7 +65,8 @@ def test_parameter_gradient_equals_finite_differences(method):
                     p -= sign * 1e-6 * d
         assert abs(expected) > 1e-3
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(
-            expected.item(), rel=1e-5)
+            expected.item(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize('activation', ['SiLU', 'ReLU'])
@@ -73,10 +83,13 @@ def test_trace_of_the_hessian_against_integration_by_parts(activation):
     function = logdensity_fn(model, reference)
     y = sigma * torch.randn(5, 1500, 4, dtype=torch.float64)
     y.requires_grad_()
-    gradient, = torch.autograd.grad(function(y).sum(), y, create_graph=True)
+    (gradient,) = torch.autograd.grad(function(y).sum(), y, create_graph=True)
     trace = sum(
         torch.autograd.grad(gradient[..., d].sum(), y, retain_graph=True)[0][
-            ..., d] for d in range(4))
+            ..., d
+        ]
+        for d in range(4)
+    )
     # The mean gradient times y has mean zero: less variance without it.
     centred = gradient - gradient.mean(1, keepdim=True)
     difference = (trace - (centred * y / sigma**2).sum(-1)).detach()

@@ -14,7 +14,7 @@ from .test_device import meta_inputs, no_host_traffic
 from .test_refiner import SIZES, boxes, features, refiner
 
 SIGMA = torch.tensor([0.03, 0.05, 0.08, 0.06])  # of a Gaussian density
-CORNERS = torch.tensor([[10., 20, 50, 30], [0., 0, 8, 16]])
+CORNERS = torch.tensor([[10.0, 20, 50, 30], [0.0, 0, 8, 16]])
 
 
 def gaussian(relative):
@@ -23,22 +23,28 @@ def gaussian(relative):
 
 def exact_std(sigma):
     """Of t - exp(l) / 2 and so on, for independent Gaussians t and l."""
-    half_size = 0.25 * (sigma[2:].square().exp() - 1) * (
-        sigma[2:].square().exp())
+    half_size = (
+        0.25 * (sigma[2:].square().exp() - 1) * (sigma[2:].square().exp())
+    )
     relative = (sigma[:2].square() + half_size).sqrt().repeat(2)
-    return relative * torch.tensor([[40., 10, 40, 10], [8., 16, 8, 16]])
+    return relative * torch.tensor([[40.0, 10, 40, 10], [8.0, 16, 8, 16]])
 
 
 def test_sampled_deviations_are_those_of_the_sides_of_a_gaussian():
     found = UncertaintyEstimator(num_samples=8192, radius=9.0)(
-        gaussian, CORNERS)
+        gaussian, CORNERS
+    )
     torch.testing.assert_close(found.std, exact_std(SIGMA), rtol=0.03, atol=0)
     torch.testing.assert_close(
         found.covariance.diagonal(dim1=1, dim2=2).sqrt(),
-        SIGMA.expand(2, 4), rtol=0.03, atol=0)
+        SIGMA.expand(2, 4),
+        rtol=0.03,
+        atol=0,
+    )
     logprob = -(2 * math.pi * SIGMA.square()).log().sum() / 2
-    torch.testing.assert_close(found.logprob, logprob.expand(2), rtol=0,
-                               atol=0.05)
+    torch.testing.assert_close(
+        found.logprob, logprob.expand(2), rtol=0, atol=0.05
+    )
     assert (found.support > 1000).all()
 
 
@@ -51,8 +57,9 @@ def test_the_default_number_of_samples_is_within_a_quarter():
 def test_curvature_gives_the_same_to_first_order():
     found = UncertaintyEstimator('laplace')(gaussian, CORNERS)
     torch.testing.assert_close(found.std, exact_std(SIGMA), rtol=0.01, atol=0)
-    torch.testing.assert_close(found.covariance,
-                               SIGMA.square().diag().expand(2, 4, 4))
+    torch.testing.assert_close(
+        found.covariance, SIGMA.square().diag().expand(2, 4, 4)
+    )
     logprob = -(2 * math.pi * SIGMA.square()).log().sum() / 2
     torch.testing.assert_close(found.logprob, logprob.expand(2))
     assert found.support.tolist() == [1, 1]
@@ -61,18 +68,23 @@ def test_curvature_gives_the_same_to_first_order():
 @pytest.mark.parametrize('method', ['sampling', 'laplace'])
 def test_temperature_widens(method):
     options = dict(num_samples=4096, radius=9.0)
-    cold, warm = (UncertaintyEstimator(
-        method, temperature=t, **options)(gaussian, CORNERS)
-        for t in (1.0, 2.0))
-    torch.testing.assert_close(warm.std, math.sqrt(2) * cold.std, rtol=0.05,
-                               atol=0)
+    cold, warm = (
+        UncertaintyEstimator(method, temperature=t, **options)(
+            gaussian, CORNERS
+        )
+        for t in (1.0, 2.0)
+    )
+    torch.testing.assert_close(
+        warm.std, math.sqrt(2) * cold.std, rtol=0.05, atol=0
+    )
 
 
 def test_a_convex_f_is_as_wide_as_the_noise():
-    found = UncertaintyEstimator('laplace')(lambda t: t.square().sum(-1),
-                                            CORNERS)
+    found = UncertaintyEstimator('laplace')(
+        lambda t: t.square().sum(-1), CORNERS
+    )
     assert found.support.tolist() == [0, 0]
-    widest = torch.full((4, ), max(DEFAULT_SIGMAS)).square().diag()
+    widest = torch.full((4,), max(DEFAULT_SIGMAS)).square().diag()
     torch.testing.assert_close(found.covariance, widest.expand(2, 4, 4))
 
 
@@ -89,13 +101,16 @@ def test_an_f_that_is_nan_gives_nan(method):
     assert found.support[0] == 0
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (dict(method='guess'), "'sampling' or 'laplace', got 'guess'"),
-    (dict(num_samples=1), 'at least 4, got 1'),
-    (dict(temperature=0.0), 'temperature and radius must be'),
-    (dict(radius=-1.0), 'temperature and radius must be'),
-    (dict(sigmas=()), 'at least one component'),
-])
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (dict(method='guess'), "'sampling' or 'laplace', got 'guess'"),
+        (dict(num_samples=1), 'at least 4, got 1'),
+        (dict(temperature=0.0), 'temperature and radius must be'),
+        (dict(radius=-1.0), 'temperature and radius must be'),
+        (dict(sigmas=()), 'at least one component'),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         refiner(uncertainty=wrong)
@@ -106,14 +121,16 @@ def test_options_that_make_no_sense_are_refused(wrong, message):
 
 def around(model, reference, maps=None):
     return model.uncertainty(
-        model.surface(features() if maps is None else maps, SIZES), reference)
+        model.surface(features() if maps is None else maps, SIZES), reference
+    )
 
 
 def test_noise_of_the_training_method_is_the_proposal():
     assert refiner().uncertainty_estimator.max_sigma == pytest.approx(0.3)
-    assert refiner(loss=dict(type='DSMLoss')).uncertainty_estimator.max_sigma \
-        == pytest.approx(max(DEFAULT_SIGMAS))
-    model = refiner(uncertainty=dict(sigmas=(0.2, )))
+    assert refiner(
+        loss=dict(type='DSMLoss')
+    ).uncertainty_estimator.max_sigma == pytest.approx(max(DEFAULT_SIGMAS))
+    model = refiner(uncertainty=dict(sigmas=(0.2,)))
     assert model.uncertainty_estimator.max_sigma == pytest.approx(0.2)
 
 
@@ -131,9 +148,9 @@ def test_a_box_does_not_depend_on_its_batch_or_the_seed(method, mode):
     with mode():
         alone = around(model, boxes(), [f.clone() for f in features()])
     for name in ('std', 'covariance', 'logprob', 'support'):
-        torch.testing.assert_close(getattr(alone, name),
-                                   getattr(together, name), rtol=1e-3,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            getattr(alone, name), getattr(together, name), rtol=1e-3, atol=1e-4
+        )
     assert together.std.shape == (5, 4) and (together.std > 0).all()
     assert not together.std.requires_grad
 
@@ -142,7 +159,8 @@ def test_memory_is_bounded_by_chunks_of_boxes():
     model = refiner(uncertainty=dict(num_samples=32, boxes_per_chunk=64))
     rows = []
     model.head.register_forward_hook(
-        lambda module, args, out: rows.append(len(out)))
+        lambda module, args, out: rows.append(len(out))
+    )
     around(model, boxes())
     assert max(rows) <= 64 and sum(rows) == 5 * (32 + 1)
 
@@ -151,45 +169,65 @@ def test_hessian_of_the_whole_model_is_that_of_finite_differences():
     """Through decoding, pooling and head, in float64, away from cell edges."""
     model = refiner(uncertainty=dict(method='laplace')).double()
     reference = boxes()
-    reference = Boxes(reference.corners.double() + 0.123, reference.labels,
-                      reference.image_index, reference.counts)
+    reference = Boxes(
+        reference.corners.double() + 0.123,
+        reference.labels,
+        reference.image_index,
+        reference.counts,
+    )
     surface = model.surface([f.double() for f in features()], SIZES)
     f = model.logdensity_fn(surface, reference)
     from mmdet_ebm.core import hessian
+
     step = 1e-4
     shifts = torch.eye(4, dtype=torch.float64) * step
     y = torch.zeros(5, 16, 4, dtype=torch.float64)
     pairs = [(i, j) for i in range(4) for j in range(4)]
     expected = sum(
-        a * b * f(y + torch.stack([a * shifts[i] + b * shifts[j]
-                                   for i, j in pairs]))
-        for a in (1, -1) for b in (1, -1)) / (4 * step**2)
-    torch.testing.assert_close(hessian(f, y[:, 0]).flatten(1),
-                               expected.detach(), rtol=1e-3, atol=1e-2)
+        a
+        * b
+        * f(y + torch.stack([a * shifts[i] + b * shifts[j] for i, j in pairs]))
+        for a in (1, -1)
+        for b in (1, -1)
+    ) / (4 * step**2)
+    torch.testing.assert_close(
+        hessian(f, y[:, 0]).flatten(1), expected.detach(), rtol=1e-3, atol=1e-2
+    )
 
 
 def test_laplace_refuses_a_head_with_kinks():
-    options = dict(head=dict(type='EnergyHead', num_classes=3, in_channels=4,
-                             fc_out_channels=16))
+    options = dict(
+        head=dict(
+            type='EnergyHead', num_classes=3, in_channels=4, fc_out_channels=16
+        )
+    )
     with pytest.raises(ValueError, match="'sampling', which works with every"):
         refiner(uncertainty=dict(method='laplace'), **options)
     assert around(refiner(**options), boxes()).std.isfinite().all()
 
 
 def test_no_boxes():
-    none = Boxes.from_images([torch.zeros(0, 4)] * 2,
-                             [torch.zeros(0).long()] * 2)
+    none = Boxes.from_images(
+        [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2
+    )
     for method in ('sampling', 'laplace'):
         model = refiner(uncertainty=dict(method=method))
         assert around(model, none).std.shape == (0, 4)
 
 
 def test_tiny_boxes_are_unknown_and_boxes_at_the_border_are_not():
-    corners = torch.tensor([[10., 10, 11, 40], [20., 20, 20, 20],
-                            [0., 0, 96, 96], [90., 0, 110, 20]])
+    corners = torch.tensor(
+        [
+            [10.0, 10, 11, 40],
+            [20.0, 20, 20, 20],
+            [0.0, 0, 96, 96],
+            [90.0, 0, 110, 20],
+        ]
+    )
     reference = Boxes.from_images(
         [corners, corners[:0]],
-        [torch.tensor([0, 1, 2, 0]), torch.zeros(0).long()])
+        [torch.tensor([0, 1, 2, 0]), torch.zeros(0).long()],
+    )
     found = around(refiner(), reference)
     assert found.std[:2].isnan().all() and found.logprob[:2].isnan().all()
     assert found.support[:2].tolist() == [0, 0]
@@ -202,8 +240,9 @@ def test_nothing_waits_for_the_device(method):
     model = refiner(uncertainty=dict(method=method)).to('meta')
     maps, corners, labels = meta_inputs()
     with no_host_traffic():
-        found = model.uncertainty(model.surface(maps, SIZES),
-                                  Boxes.from_images(corners, labels))
+        found = model.uncertainty(
+            model.surface(maps, SIZES), Boxes.from_images(corners, labels)
+        )
     assert found.std.shape == (5, 4)
 
 
@@ -229,8 +268,9 @@ def predict(model, rescale=True, **stages):
 
 
 def test_results_carry_deviations_in_the_frame_of_the_boxes(detector):
-    small = predict(detector, rescale=False, uncertainty=True,
-                    uncertainty_per_img=3)
+    small = predict(
+        detector, rescale=False, uncertainty=True, uncertainty_per_img=3
+    )
     large = predict(detector, uncertainty=True, uncertainty_per_img=3)
     for one, two in zip(small, large, strict=True):
         assert one.box_std.shape == (len(one), 4) and len(one) > 3
@@ -246,17 +286,16 @@ def test_results_carry_deviations_in_the_frame_of_the_boxes(detector):
 def test_uncertainty_changes_nothing_else(detector, energy_nms, ascent):
     stages = dict(energy_nms=energy_nms, ascent=ascent)
     without = predict(detector, **stages)
-    with_it = predict(detector, **stages, uncertainty=True,
-                      uncertainty_per_img=-1)
+    with_it = predict(
+        detector, **stages, uncertainty=True, uncertainty_per_img=-1
+    )
     for one, two in zip(without, with_it, strict=True):
-        assert set(two.keys()) - set(one.keys()) == {'box_std',
-                                                     'box_logprobs'}
+        assert set(two.keys()) - set(one.keys()) == {'box_std', 'box_logprobs'}
         for name in one.keys():
             assert torch.equal(one[name], two[name])
         # In network-input pixels, smaller boxes than 2 have none.
         sides = (two.bboxes[:, 2:] - two.bboxes[:, :2]) / 2
-        assert torch.equal(two.box_std.isfinite().all(1),
-                           (sides >= 2).all(1))
+        assert torch.equal(two.box_std.isfinite().all(1), (sides >= 2).all(1))
 
 
 def test_images_without_detections(detector):
@@ -273,5 +312,6 @@ def test_plain_detections_are_those_without_any_stage(detector, energy_nms):
     for expected, result in zip(plain, kept, strict=True):
         assert len(expected) > 0 and 'plain_instances' not in result.keys()
         for name in ('bboxes', 'scores', 'labels'):
-            torch.testing.assert_close(result.plain_instances[name],
-                                       expected[name])
+            torch.testing.assert_close(
+                result.plain_instances[name], expected[name]
+            )

@@ -17,11 +17,14 @@ def test_is_ordinary_memory(shape, dtype):
 
 def test_advice_concerns_whole_pages_of_the_tensor_alone(monkeypatch):
     calls = []
-    monkeypatch.setattr(memory, '_madvise', lambda: (
-        lambda start, size, advice: calls.append((start, size))))
-    tensor = memory.empty((1 << 22, ), torch.float32, torch.device('cpu'))
-    memory.empty((10, ), torch.float32, torch.device('cpu'))  # too small
-    (start, size), = calls
+    monkeypatch.setattr(
+        memory,
+        '_madvise',
+        lambda: lambda start, size, advice: calls.append((start, size)),
+    )
+    tensor = memory.empty((1 << 22,), torch.float32, torch.device('cpu'))
+    memory.empty((10,), torch.float32, torch.device('cpu'))  # too small
+    ((start, size),) = calls
     end = tensor.data_ptr() + 4 * tensor.numel()
     assert start % memory.mmap.PAGESIZE == 0
     assert tensor.data_ptr() <= start < start + size == end
@@ -29,5 +32,6 @@ def test_advice_concerns_whole_pages_of_the_tensor_alone(monkeypatch):
 
 def test_a_system_without_such_advice_changes_nothing(monkeypatch):
     monkeypatch.setattr(memory, '_madvise', lambda: None)
-    assert memory.empty((1 << 22, ), torch.float32,
-                        torch.device('cpu')).shape == (1 << 22, )
+    assert memory.empty(
+        (1 << 22,), torch.float32, torch.device('cpu')
+    ).shape == (1 << 22,)

@@ -9,10 +9,17 @@ from mmdet_ebm.ops import FeatureSurface, PrRoIPool, grid_sums, prroi_pool
 METHODS = ('cells', 'prefix')
 
 # Inside, crossing each border, spanning the whole map, and beyond it.
-ROIS = torch.tensor([[0, 1.3, 2.1, 7.7, 6.4], [1, -3.2, -2.2, 4.1, 5.3],
-                     [1, 8.3, 6.2, 14.1, 13.7], [0, -4.7, -5.3, 19.2, 17.4],
-                     [0, 3.12, 4.21, 3.57, 4.88], [1, 30, 30, 40, 40]],
-                    dtype=torch.float64)
+ROIS = torch.tensor(
+    [
+        [0, 1.3, 2.1, 7.7, 6.4],
+        [1, -3.2, -2.2, 4.1, 5.3],
+        [1, 8.3, 6.2, 14.1, 13.7],
+        [0, -4.7, -5.3, 19.2, 17.4],
+        [0, 3.12, 4.21, 3.57, 4.88],
+        [1, 30, 30, 40, 40],
+    ],
+    dtype=torch.float64,
+)
 
 
 def random_map(channels=3, dtype=torch.float64):
@@ -26,14 +33,17 @@ def numerical_mean(features, rois, bins, scale, points=300):
     for roi in rois:
         x1, y1, x2, y2 = (roi[1:] * scale).tolist()
         steps = (torch.arange(bins * points, dtype=torch.float64) + 0.5) / (
-            bins * points)
+            bins * points
+        )
         x, y = x1 + steps * (x2 - x1), y1 + steps * (y2 - y1)
         hat_x = (1 - (x[:, None] - torch.arange(11)).abs()).clamp(min=0)
         hat_y = (1 - (y[:, None] - torch.arange(9)).abs()).clamp(min=0)
-        surface = torch.einsum('cij,yi,xj->cyx', features[int(roi[0])], hat_y,
-                               hat_x)
+        surface = torch.einsum(
+            'cij,yi,xj->cyx', features[int(roi[0])], hat_y, hat_x
+        )
         pooled.append(
-            surface.view(-1, bins, points, bins, points).mean((2, 4)))
+            surface.view(-1, bins, points, bins, points).mean((2, 4))
+        )
     return torch.stack(pooled)
 
 
@@ -56,7 +66,9 @@ def test_bins_of_whole_cells_average_trapezoids(method):
     weight = torch.tensor([0.5, 1, 0.5], dtype=torch.float64) / 2
     for p in range(3):
         for q in range(2):
-            patch = features[0, :, 1 + 2 * p:4 + 2 * p, 2 + 2 * q:5 + 2 * q]
+            patch = features[
+                0, :, 1 + 2 * p : 4 + 2 * p, 2 + 2 * q : 5 + 2 * q
+            ]
             expected = torch.einsum('cij,i,j->c', patch, weight, weight)
             torch.testing.assert_close(pooled[0, :, p, q], expected)
 
@@ -72,7 +84,7 @@ def test_coarse_bins_are_averages_of_fine_bins(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_constant_and_linear_maps_are_exact(method):
-    y, x = torch.meshgrid(torch.arange(9.), torch.arange(11.), indexing='ij')
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(11.0), indexing='ij')
     features = torch.stack([torch.ones_like(x), 2 * x - 3 * y + 1])[None]
     roi = torch.tensor([[0, 1.2, 0.7, 8.6, 7.1]])
     pooled = prroi_pool(features, roi, 1, method=method)[0, :, 0, 0]
@@ -86,8 +98,9 @@ def test_gradients_in_features_and_boxes_twice(method):
     boxes = ROIS[:5, 1:].clone().requires_grad_()
 
     def pool(features, boxes):
-        return prroi_pool(features, torch.cat([ROIS[:5, :1], boxes], 1), 2,
-                          0.9, method)
+        return prroi_pool(
+            features, torch.cat([ROIS[:5, :1], boxes], 1), 2, 0.9, method
+        )
 
     assert gradcheck(pool, (features, boxes))
     assert gradgradcheck(pool, (features, boxes))
@@ -95,17 +108,20 @@ def test_gradients_in_features_and_boxes_twice(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_derivatives_do_not_depend_on_how_many_boxes_go_at_once(
-        method, monkeypatch):
+    method, monkeypatch
+):
     features = random_map().requires_grad_()
     boxes = ROIS[:, 1:].clone().requires_grad_()
 
     def derivatives():
         rois = torch.cat([ROIS[:, :1], boxes], 1)
         value = prroi_pool(features, rois, 3, 0.9, method).square().sum()
-        first = torch.autograd.grad(value, (features, boxes),
-                                    create_graph=True)
+        first = torch.autograd.grad(
+            value, (features, boxes), create_graph=True
+        )
         second = torch.autograd.grad(
-            sum(g.square().sum() for g in first), (features, boxes))
+            sum(g.square().sum() for g in first), (features, boxes)
+        )
         return *first, *second
 
     together = derivatives()
@@ -121,21 +137,26 @@ def test_third_derivative_in_boxes_flows_through_features():
     def curvature(features):
         rois = torch.cat([ROIS[:1, :1], boxes], 1)
         value = prroi_pool(features, rois, 2, 0.9).square().sum()
-        grad, = torch.autograd.grad(value, boxes, create_graph=True)
+        (grad,) = torch.autograd.grad(value, boxes, create_graph=True)
         return torch.autograd.grad(grad.sum(), boxes, create_graph=True)[0]
 
-    assert gradcheck(curvature, (features, ))
+    assert gradcheck(curvature, (features,))
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('box', [(3, 3, 3, 5), (3, 3, 5, 3), (5, 5, 3, 2),
-                                 (5, 2, 3, 5), (4, 4, 4, 4)])
+@pytest.mark.parametrize(
+    'box',
+    [(3, 3, 3, 5), (3, 3, 5, 3), (5, 5, 3, 2), (5, 2, 3, 5), (4, 4, 4, 4)],
+)
 def test_boxes_without_area_give_zero_and_no_gradient(method, box):
     features = random_map().requires_grad_()
     boxes = torch.tensor([box], dtype=torch.float64, requires_grad=True)
-    pooled = prroi_pool(features,
-                        torch.cat([boxes.new_zeros(1, 1), boxes], 1), 3,
-                        method=method)
+    pooled = prroi_pool(
+        features,
+        torch.cat([boxes.new_zeros(1, 1), boxes], 1),
+        3,
+        method=method,
+    )
     assert (pooled == 0).all()
     grads = torch.autograd.grad(pooled.sum(), (features, boxes))
     assert all((grad == 0).all() for grad in grads)
@@ -159,7 +180,8 @@ def test_invalid_coordinates_stay_in_their_own_row(method, bad):
     pooled = prroi_pool(features, rois, 2, method=method)
     valid = [0, 1, 3, 4, 5]
     torch.testing.assert_close(
-        pooled[valid], prroi_pool(features, ROIS, 2, method=method)[valid])
+        pooled[valid], prroi_pool(features, ROIS, 2, method=method)[valid]
+    )
     if bad != -float('inf'):  # an inverted box is empty, not invalid
         assert not (pooled[2].isfinite() & (pooled[2] != 0)).all()
 
@@ -167,8 +189,12 @@ def test_invalid_coordinates_stay_in_their_own_row(method, bad):
 @pytest.mark.parametrize('method', METHODS)
 def test_images_of_a_batch_do_not_mix(method):
     features = random_map()
-    alone = prroi_pool(features[1:], ROIS[1:2] * torch.tensor([0, 1, 1, 1, 1]),
-                       3, method=method)
+    alone = prroi_pool(
+        features[1:],
+        ROIS[1:2] * torch.tensor([0, 1, 1, 1, 1]),
+        3,
+        method=method,
+    )
     together = prroi_pool(features, ROIS[1:2], 3, method=method)
     torch.testing.assert_close(alone, together)
 
@@ -194,7 +220,8 @@ def test_half_precision_is_pooled_in_float32(dtype):
         pooled = prroi_pool(features, ROIS.float(), 3)
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(
-        pooled, prroi_pool(features.float(), ROIS.float(), 3))
+        pooled, prroi_pool(features.float(), ROIS.float(), 3)
+    )
 
 
 def test_memory_stays_far_below_one_map_per_roi():
@@ -204,8 +231,10 @@ def test_memory_stays_far_below_one_map_per_roi():
     rois = torch.cat([torch.zeros(4096, 1), corner, corner + 20], 1)
     with torch.profiler.profile(profile_memory=True) as profile:
         pooled = prroi_pool(features, rois, 7)
-    largest = max(event.self_cpu_memory_usage / max(event.count, 1)
-                  for event in profile.key_averages())
+    largest = max(
+        event.self_cpu_memory_usage / max(event.count, 1)
+        for event in profile.key_averages()
+    )
     assert largest <= 2 * pooled.numel() * 4
 
 
@@ -217,9 +246,10 @@ def test_surface_pools_each_box_from_its_level():
     level = torch.tensor([0, 1, 1, 0])
     pooled = surface.pool(boxes, index, level, (3, 3))
     for row in range(4):
-        alone = prroi_pool(levels[level[row]], ROIS[row:row + 1], 3,
-                           [1.0, 0.5][level[row]])
-        torch.testing.assert_close(pooled[row:row + 1], alone)
+        alone = prroi_pool(
+            levels[level[row]], ROIS[row : row + 1], 3, [1.0, 0.5][level[row]]
+        )
+        torch.testing.assert_close(pooled[row : row + 1], alone)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -232,15 +262,19 @@ def test_padding_does_not_change_what_a_box_sees(method):
     padded = FeatureSurface([features], [0.25], [(23, 25), (36, 44)], method)
     torch.testing.assert_close(
         padded.pool(boxes * 4, index, level, (2, 2)),
-        cropped.pool(boxes * 4, index, level, (2, 2)))
+        cropped.pool(boxes * 4, index, level, (2, 2)),
+    )
 
 
 def channels_last(maps):
     return [m.contiguous(memory_format=torch.channels_last) for m in maps]
 
 
-PYRAMID = dict(level=torch.tensor([0, 1, 1, 0, 1, 0]),
-               image_index=ROIS[:, 0].long(), output_size=(3, 2))
+PYRAMID = dict(
+    level=torch.tensor([0, 1, 1, 0, 1, 0]),
+    image_index=ROIS[:, 0].long(),
+    output_size=(3, 2),
+)
 
 
 def test_channels_last_maps_are_pooled_in_place():
@@ -249,26 +283,31 @@ def test_channels_last_maps_are_pooled_in_place():
     copied = FeatureSurface(levels, [1.0, 0.5], sizes)
     in_place = FeatureSurface(channels_last(levels), [1.0, 0.5], sizes)
     assert in_place.in_place and not copied.in_place
-    torch.testing.assert_close(in_place.pool(ROIS[:, 1:], **PYRAMID),
-                               copied.pool(ROIS[:, 1:], **PYRAMID))
+    torch.testing.assert_close(
+        in_place.pool(ROIS[:, 1:], **PYRAMID),
+        copied.pool(ROIS[:, 1:], **PYRAMID),
+    )
     levels = channels_last(levels)
     surface = FeatureSurface(levels, [1.0, 0.5])
     before = surface.pool(ROIS[:, 1:], **PYRAMID)
     for features in levels:
         features.mul_(2)
-    torch.testing.assert_close(surface.pool(ROIS[:, 1:], **PYRAMID),
-                               2 * before)
+    torch.testing.assert_close(
+        surface.pool(ROIS[:, 1:], **PYRAMID), 2 * before
+    )
 
 
 def test_channels_last_maps_have_gradients_twice():
     fine, coarse = random_map(channels=1), random_map(channels=1)[..., :5, :6]
-    arguments = [t.contiguous().requires_grad_()
-                 for t in (fine, coarse, ROIS[:, 1:])]
+    arguments = [
+        t.contiguous().requires_grad_() for t in (fine, coarse, ROIS[:, 1:])
+    ]
 
     def pool(fine, coarse, boxes):
         # With one channel strides say nothing: a second one is needed.
-        maps = channels_last([torch.cat([m, 2 * m], 1)
-                              for m in (fine, coarse)])
+        maps = channels_last(
+            [torch.cat([m, 2 * m], 1) for m in (fine, coarse)]
+        )
         surface = FeatureSurface(maps, [0.9, 0.45], [(8, 9), (9, 10)])
         assert surface.in_place
         return surface.pool(boxes, **PYRAMID)
@@ -279,26 +318,37 @@ def test_channels_last_maps_have_gradients_twice():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_no_images(method):
-    pooled = prroi_pool(torch.zeros(0, 3, 8, 8), torch.zeros(0, 5), 7,
-                        method=method)
+    pooled = prroi_pool(
+        torch.zeros(0, 3, 8, 8), torch.zeros(0, 5), 7, method=method
+    )
     assert pooled.shape == (0, 3, 7, 7)
 
 
 def test_layer_equals_function():
     features = random_map()
     layer = PrRoIPool(3, spatial_scale=0.5)
-    torch.testing.assert_close(layer(features, ROIS),
-                               prroi_pool(features, ROIS, 3, 0.5))
+    torch.testing.assert_close(
+        layer(features, ROIS), prroi_pool(features, ROIS, 3, 0.5)
+    )
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: prroi_pool(random_map(), torch.zeros(3, 4), 7), r'\(K, 5\)'),
-    (lambda: prroi_pool(random_map()[0], torch.zeros(3, 5), 7), 'N, C, H, W'),
-    (lambda: prroi_pool(random_map(), ROIS, 0), 'positive'),
-    (lambda: prroi_pool(random_map(), ROIS, 7, method='fast'), 'auto'),
-    (lambda: FeatureSurface([random_map()], [1, 0.5]), 'one spatial scale'),
-    (lambda: FeatureSurface([random_map()], [1], [(9, 11)]), '2 images'),
-])
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: prroi_pool(random_map(), torch.zeros(3, 4), 7), r'\(K, 5\)'),
+        (
+            lambda: prroi_pool(random_map()[0], torch.zeros(3, 5), 7),
+            'N, C, H, W',
+        ),
+        (lambda: prroi_pool(random_map(), ROIS, 0), 'positive'),
+        (lambda: prroi_pool(random_map(), ROIS, 7, method='fast'), 'auto'),
+        (
+            lambda: FeatureSurface([random_map()], [1, 0.5]),
+            'one spatial scale',
+        ),
+        (lambda: FeatureSurface([random_map()], [1], [(9, 11)]), '2 images'),
+    ],
+)
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from mmdet_ebm.regression1d import (EnsembleNetwork, PROBLEMS, evaluate, grid,
-                                    kl_divergence, learned_grid_logdensity,
-                                    true_grid_density)
+from mmdet_ebm.regression1d import (
+    PROBLEMS,
+    EnsembleNetwork,
+    evaluate,
+    grid,
+    kl_divergence,
+    learned_grid_logdensity,
+    true_grid_density,
+)
 from mmdet_ebm.regression1d.data import Problem, normal_logprob
 
 
@@ -26,8 +32,11 @@ def test_divergence_of_gaussians_is_the_closed_form(mean, sigma):
     truth = normal_logprob(y, torch.tensor(0.1).double(), 0.2).exp() + 1e-30
     truth = truth / truth.sum()
     model = normal_logprob(y, torch.tensor(mean).double(), sigma)
-    expected = (math.log(sigma / 0.2)
-                + (0.2**2 + (0.1 - mean)**2) / (2 * sigma**2) - 0.5)
+    expected = (
+        math.log(sigma / 0.2)
+        + (0.2**2 + (0.1 - mean) ** 2) / (2 * sigma**2)
+        - 0.5
+    )
     found = kl_divergence(truth, model.log_softmax(0))
     assert found.item() == pytest.approx(expected, abs=2e-4)
 
@@ -37,8 +46,13 @@ def test_evaluation_equals_the_definition_written_out():
     points = grid(size).double()
     p = problem.logprob(points[:, None], points).exp() + 1e-30
     p = p / p.sum(1, keepdim=True)
-    f = ensemble.double().logdensity_fn(points.expand(3, -1))(
-        points.expand(3 * size, -1)[..., None]).view(3, size, size)
+    f = (
+        ensemble.double()
+        .logdensity_fn(points.expand(3, -1))(
+            points.expand(3 * size, -1)[..., None]
+        )
+        .view(3, size, size)
+    )
     q = f.exp() / f.exp().sum(2, keepdim=True)
     expected = (p * (p / q).log()).sum(2).mean(1)
     found = evaluate(ensemble.float(), problem, grid_size=size)
@@ -49,7 +63,8 @@ def test_chunks_and_threads_do_not_change_the_result(monkeypatch):
     ensemble = network(3)
     whole = evaluate(ensemble, PROBLEMS[2], grid_size=128)
     monkeypatch.setattr(
-        'mmdet_ebm.regression1d.evaluation.CANDIDATES_PER_PASS', {'cpu': 300})
+        'mmdet_ebm.regression1d.evaluation.CANDIDATES_PER_PASS', {'cpu': 300}
+    )
     parts = evaluate(ensemble, PROBLEMS[2], grid_size=128, num_threads=2)
     torch.testing.assert_close(parts, whole)
 

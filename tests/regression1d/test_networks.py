@@ -43,12 +43,15 @@ def test_losses_and_gradients_equal_those_of_lone_models(models, name):
     plain, ensemble = models
     x, targets = torch.randn(2, 3, 4).double()
     losses = METHODS[name](
-        ensemble.logdensity_fn(x), targets.view(-1, 1),
-        [generator(seed) for seed in range(3)]).view(3, 4)
+        ensemble.logdensity_fn(x),
+        targets.view(-1, 1),
+        [generator(seed) for seed in range(3)],
+    ).view(3, 4)
     losses.sum().backward()
     for i, model in enumerate(plain):
-        own = METHODS[name](model.logdensity_fn(x[i]), targets[i, :, None],
-                            generator(i))
+        own = METHODS[name](
+            model.logdensity_fn(x[i]), targets[i, :, None], generator(i)
+        )
         torch.testing.assert_close(losses[i], own)
         own.sum().backward()
         for parameter_name, parameter in ensemble.named_parameters():
@@ -58,19 +61,30 @@ def test_losses_and_gradients_equal_those_of_lone_models(models, name):
                 assert parameter.grad is None
                 continue
             torch.testing.assert_close(
-                parameter.grad[i].view_as(expected), expected)
+                parameter.grad[i].view_as(expected), expected
+            )
 
 
 def inputs(num_models=2, width=3, batch_size=2, num_samples=3):
     def randn(*shape):
-        return torch.randn(num_models, *shape, dtype=torch.float64,
-                           requires_grad=True)
+        return torch.randn(
+            num_models, *shape, dtype=torch.float64, requires_grad=True
+        )
 
     square, column = (width, width), (width, 1)
-    return (randn(batch_size * num_samples), randn(width, batch_size),
-            randn(*column), randn(*column), randn(*square), randn(*square),
-            randn(*column), randn(*square), randn(*column), randn(1, width),
-            randn(1, 1))
+    return (
+        randn(batch_size * num_samples),
+        randn(width, batch_size),
+        randn(*column),
+        randn(*column),
+        randn(*square),
+        randn(*square),
+        randn(*column),
+        randn(*square),
+        randn(*column),
+        randn(1, width),
+        randn(1, 1),
+    )
 
 
 def joint(y, context, *layers):
@@ -101,8 +115,9 @@ def test_only_the_gradients_that_are_wanted_are_computed(monkeypatch):
     monkeypatch.setattr(fused, '_slope', refused)
     ensemble = EnsembleNetwork(2)
     x, y = torch.randn(2, 3), torch.randn(6, 4, 1)
-    parameters = [p for name, p in ensemble.named_parameters()
-                  if name != 'out_bias']
+    parameters = [
+        p for name, p in ensemble.named_parameters() if name != 'out_bias'
+    ]
 
     def gradient(loss, inputs):
         calls.clear()
@@ -111,11 +126,13 @@ def test_only_the_gradients_that_are_wanted_are_computed(monkeypatch):
 
     y_leaf = y.clone().requires_grad_()
     assert gradient(ensemble.logdensity_fn(x)(y_leaf).sum(), y_leaf) == []
-    assert gradient(ensemble.logdensity_fn(x)(y).sum(),
-                    parameters) == ['joint_backward']
+    assert gradient(ensemble.logdensity_fn(x)(y).sum(), parameters) == [
+        'joint_backward'
+    ]
     losses = DSM(0.2, 4)(ensemble.logdensity_fn(x), y[:, 0])
-    assert gradient(losses.sum(), parameters).count(
-        'joint_slope_backward') == 1
+    assert (
+        gradient(losses.sum(), parameters).count('joint_slope_backward') == 1
+    )
 
 
 def test_float32_is_as_exact_as_the_plain_network():
@@ -136,17 +153,22 @@ def implementation(request, monkeypatch):
         pytest.skip('no C++ compiler')
 
 
-@pytest.mark.parametrize('batch_size, num_samples', [
-    (3, 1), (2, 16), (3, 64), (2, 85), (1, 1025), (0, 7), (4, 0)])
+@pytest.mark.parametrize(
+    'batch_size, num_samples',
+    [(3, 1), (2, 16), (3, 64), (2, 85), (1, 1025), (0, 7), (4, 0)],
+)
 def test_values_and_gradients_are_exact_to_rounding(
-        implementation, batch_size, num_samples):
+    implementation, batch_size, num_samples
+):
     """Against float64; sizes around the kernel's blocks of 16 and 64."""
     y, context, *layers = (
         tensor.detach().float().requires_grad_()
-        for tensor in inputs(2, 10, batch_size, num_samples))
+        for tensor in inputs(2, 10, batch_size, num_samples)
+    )
     arguments = (y, context, *layers)
-    precise = [tensor.detach().double().requires_grad_()
-               for tensor in arguments]
+    precise = [
+        tensor.detach().double().requires_grad_() for tensor in arguments
+    ]
     f, expected = joint(*arguments), joint(*precise)
     torch.testing.assert_close(f.double(), expected, rtol=1e-5, atol=1e-4)
     weight = torch.randn_like(f)
@@ -154,27 +176,40 @@ def test_values_and_gradients_are_exact_to_rounding(
     wanted = torch.autograd.grad(expected, precise, weight.double())
     for own, other in zip(found, wanted):
         scale = max([1.0, *other.abs().flatten().tolist()])
-        torch.testing.assert_close(own.double(), other, rtol=0,
-                                   atol=3e-5 * scale)
+        torch.testing.assert_close(
+            own.double(), other, rtol=0, atol=3e-5 * scale
+        )
 
 
 @pytest.mark.parametrize('batch_size, num_samples', [(3, 1), (2, 85), (0, 7)])
 def test_derivatives_of_the_slope_are_exact_to_rounding(
-        implementation, batch_size, num_samples):
+    implementation, batch_size, num_samples
+):
     """d/dweights and d/dy of sum(u f'(y)), against float64."""
-    arguments = [tensor.detach().float().requires_grad_()
-                 for tensor in inputs(2, 10, batch_size, num_samples)]
-    precise = [tensor.detach().double().requires_grad_()
-               for tensor in arguments]
+    arguments = [
+        tensor.detach().float().requires_grad_()
+        for tensor in inputs(2, 10, batch_size, num_samples)
+    ]
+    precise = [
+        tensor.detach().double().requires_grad_() for tensor in arguments
+    ]
     weight = torch.randn_like(arguments[0])
-    found, wanted = (torch.autograd.grad(
-        torch.autograd.grad(joint(*own).sum(), own[0], create_graph=True)[0],
-        own, weight.to(own[0].dtype), materialize_grads=True)
-        for own in (arguments, precise))
+    found, wanted = (
+        torch.autograd.grad(
+            torch.autograd.grad(joint(*own).sum(), own[0], create_graph=True)[
+                0
+            ],
+            own,
+            weight.to(own[0].dtype),
+            materialize_grads=True,
+        )
+        for own in (arguments, precise)
+    )
     for own, other in zip(found, wanted):
         scale = max([1.0, *other.abs().flatten().tolist()])
-        torch.testing.assert_close(own.double(), other, rtol=0,
-                                   atol=1e-4 * scale)
+        torch.testing.assert_close(
+            own.double(), other, rtol=0, atol=1e-4 * scale
+        )
 
 
 def test_extreme_candidates_give_finite_values(implementation):
@@ -197,7 +232,8 @@ def test_missing_compiler_is_logged_and_does_without(monkeypatch, caplog):
         assert native.joint_library(10) is None
         assert 'no-such-compiler' in caplog.text
         assert EnsembleNetwork(1).logdensity_fn(torch.zeros(1, 1))(
-            torch.zeros(1, 2, 1)).shape == (1, 2)
+            torch.zeros(1, 2, 1)
+        ).shape == (1, 2)
     finally:
         native.joint_library.cache_clear()
 
@@ -213,13 +249,17 @@ def test_other_widths_are_exact_too(width):
     torch.testing.assert_close(f, expected, rtol=1e-4, atol=1e-5)
     f.sum().backward()
     expected.sum().backward()
-    torch.testing.assert_close(ensemble.joint2_weight.grad[0],
-                               plain[0].joint2.weight.grad,
-                               rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        ensemble.joint2_weight.grad[0],
+        plain[0].joint2.weight.grad,
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
-@pytest.mark.parametrize('sizes', [dict(num_models=0), dict(num_models=1,
-                                                            width=0)])
+@pytest.mark.parametrize(
+    'sizes', [dict(num_models=0), dict(num_models=1, width=0)]
+)
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match='at least one model'):
         EnsembleNetwork(**sizes)

@@ -7,9 +7,15 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdet_ebm.regression1d import (EnsembleTrainer, Experiment, PlainNetwork,
-                                    PROBLEMS, TrainingSettings, build_method,
-                                    evaluate)
+from mmdet_ebm.regression1d import (
+    PROBLEMS,
+    EnsembleTrainer,
+    Experiment,
+    PlainNetwork,
+    TrainingSettings,
+    build_method,
+    evaluate,
+)
 
 from ..conftest import CONFIGS
 
@@ -25,8 +31,11 @@ def assert_same_models(network, other, models=slice(None)):
     for name, parameter in network.named_parameters():
         if name != 'out_bias':  # the loss of NCE+ does not depend on it
             torch.testing.assert_close(
-                parameter[models], other.state_dict()[name], rtol=1e-4,
-                atol=1e-6)
+                parameter[models],
+                other.state_dict()[name],
+                rtol=1e-4,
+                atol=1e-6,
+            )
 
 
 def test_member_is_what_a_run_of_fewer_models_gives():
@@ -38,9 +47,14 @@ def test_member_is_what_a_run_of_fewer_models_gives():
     assert_same_models(many.network, one.network, slice(0, 1))
 
 
-@pytest.mark.parametrize('options', [
-    dict(models_per_pass=2), dict(models_per_pass=3),
-    dict(models_per_pass=1, num_threads=2)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(models_per_pass=2),
+        dict(models_per_pass=3),
+        dict(models_per_pass=1, num_threads=2),
+    ],
+)
 def test_how_models_share_passes_does_not_change_them(options):
     one_each, other = trainer(models_per_pass=1), trainer(**options)
     for _ in range(2):
@@ -61,7 +75,8 @@ def test_member_equals_a_plain_training_of_a_plain_network():
             own.copy_(parameter[model].view_as(own))
     order_generator, noise_generator = (
         torch.Generator().set_state(generators[model].get_state())
-        for generators in (ensemble.generators, ensemble.noise_generators))
+        for generators in (ensemble.generators, ensemble.noise_generators)
+    )
     method = build_method(NCE_PLUS)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(2):
@@ -69,8 +84,9 @@ def test_member_equals_a_plain_training_of_a_plain_network():
         order = torch.randperm(80, generator=order_generator)
         for index in order.split(32):
             x, y = ensemble.x[model, index], ensemble.y[model, index]
-            loss = method(network.logdensity_fn(x), y[:, None],
-                          noise_generator).mean()
+            loss = method(
+                network.logdensity_fn(x), y[:, None], noise_generator
+            ).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -79,15 +95,17 @@ def test_member_equals_a_plain_training_of_a_plain_network():
             continue
         layer, kind = name.rsplit('_', 1)
         own = getattr(getattr(network, layer), kind)
-        torch.testing.assert_close(parameter[model].view_as(own), own,
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            parameter[model].view_as(own), own, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_models_have_their_own_data_start_and_order():
     ensemble = trainer()
     assert not torch.equal(ensemble.x[0], ensemble.x[1])
-    assert not torch.equal(ensemble.network.x2_weight[0],
-                           ensemble.network.x2_weight[1])
+    assert not torch.equal(
+        ensemble.network.x2_weight[0], ensemble.network.x2_weight[1]
+    )
     other_seed = trainer(replace(SMALL, seed=1))
     assert not torch.equal(ensemble.x, other_seed.x)
 
@@ -98,8 +116,9 @@ def test_resumed_training_gives_the_same_numbers():
     second = trainer()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(second.train_epoch(), whole.train_epoch())
-    for own, other in zip(second.network.parameters(),
-                          whole.network.parameters()):
+    for own, other in zip(
+        second.network.parameters(), whole.network.parameters()
+    ):
         assert torch.equal(own, other)
 
 
@@ -111,8 +130,9 @@ def test_state_of_another_training_is_refused():
 
 # Factor by which 300 steps at four times the learning rate, with few samples,
 # must lower the mean D_KL of two models.
-FACTORS = dict(ml_is=2.5, kld_is=2.5, nce=2.5, nce_plus=2.5, ml_mcmc=1.5,
-               sm=1.5, dsm=1.5)
+FACTORS = dict(
+    ml_is=2.5, kld_is=2.5, nce=2.5, nce_plus=2.5, ml_mcmc=1.5, sm=1.5, dsm=1.5
+)
 
 
 @pytest.mark.parametrize('name', FACTORS)
@@ -123,7 +143,8 @@ def test_short_training_lowers_the_divergence(name):
         if setting in method:
             method[setting] = min(method[setting], most)
     short = trainer(
-        TrainingSettings(num_models=2, num_points=960, lr=4e-3), method)
+        TrainingSettings(num_models=2, num_points=960, lr=4e-3), method
+    )
     before = evaluate(short.network, PROBLEMS[1], 256).mean()
     for _ in range(10):
         short.train_epoch()
@@ -131,30 +152,49 @@ def test_short_training_lowers_the_divergence(name):
     assert after < before / FACTORS[name]
 
 
-@pytest.mark.parametrize('method, message', [
-    (dict(type='Adam'), 'must be one of MLIS, .*got \'Adam\''),
-    (dict(), 'got None'),
-    (dict(type='SM', num_samples=3), 'settings of SM: .*num_samples'),
-    (dict(NCE_PLUS, num_samples=0), 'num_samples must be a positive'),
-])
+@pytest.mark.parametrize(
+    'method, message',
+    [
+        (dict(type='Adam'), "must be one of MLIS, .*got 'Adam'"),
+        (dict(), 'got None'),
+        (dict(type='SM', num_samples=3), 'settings of SM: .*num_samples'),
+        (dict(NCE_PLUS, num_samples=0), 'num_samples must be a positive'),
+    ],
+)
 def test_methods_that_cannot_be_built_are_refused(method, message):
     with pytest.raises(ValueError, match=message):
         build_method(method)
 
 
-@pytest.mark.parametrize('setting', [
-    dict(num_models=0), dict(num_points=-1), dict(batch_size=1.5),
-    dict(num_epochs=0), dict(width=0), dict(lr=0.0), dict(seed=-1),
-    dict(label_noise=-0.1), dict(label_noise=float('inf'))])
+@pytest.mark.parametrize(
+    'setting',
+    [
+        dict(num_models=0),
+        dict(num_points=-1),
+        dict(batch_size=1.5),
+        dict(num_epochs=0),
+        dict(width=0),
+        dict(lr=0.0),
+        dict(seed=-1),
+        dict(label_noise=-0.1),
+        dict(label_noise=float('inf')),
+    ],
+)
 def test_bad_sizes_are_refused(setting):
-    (name, ) = setting
+    (name,) = setting
     with pytest.raises(ValueError, match=name):
         TrainingSettings(**setting)
 
 
-@pytest.mark.parametrize('values, message', [
-    (dict(dataset=3), 'one of'), (dict(grid_size=0), 'grid_size'),
-    (dict(width=3), 'width'), (dict(training=dict(depth=2)), 'depth')])
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        (dict(dataset=3), 'one of'),
+        (dict(grid_size=0), 'grid_size'),
+        (dict(width=3), 'width'),
+        (dict(training=dict(depth=2)), 'depth'),
+    ],
+)
 def test_experiments_that_do_not_fit_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Experiment.from_dict({'dataset': 1, 'method': NCE_PLUS, **values})

@@ -15,8 +15,9 @@ def run_tool(monkeypatch, name, *arguments):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / 'tools')  # as Python does for scripts
     monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-    return runpy.run_path(str(ROOT / 'tools' / f'{name}.py'),
-                          run_name='__main__')
+    return runpy.run_path(
+        str(ROOT / 'tools' / f'{name}.py'), run_name='__main__'
+    )
 
 
 @pytest.fixture(scope='module')

@@ -23,49 +23,95 @@ def trained(request, digits, tmp_path_factory):
     stem = f'digits/{request.param}_r18-half'
     # What is hardly trained is hardly sure of anything.
     threshold = 'test_cfg.score_thr'
-    plain = shrunk_config(f'{stem}_digits.py', folder,
-                          **{f'model.{threshold}': 0.0})
-    energy = shrunk_config(f'{stem}_nce-plus_digits.py', folder,
-                           **{f'model.detector.{threshold}': 0.0})
+    plain = shrunk_config(
+        f'{stem}_digits.py', folder, **{f'model.{threshold}': 0.0}
+    )
+    energy = shrunk_config(
+        f'{stem}_nce-plus_digits.py',
+        folder,
+        **{f'model.detector.{threshold}': 0.0},
+    )
     run_tool(patch, 'train', plain, '--work-dir', folder / 'plain')
     checkpoint = folder / 'plain' / 'epoch_1.pth'
-    run_tool(patch, 'train', energy, '--work-dir', folder / 'energy',
-             '--cfg-options', f'load_from={checkpoint}')
-    yield dict(name=request.param, plain=plain, energy=energy,
-               plain_checkpoint=checkpoint,
-               checkpoint=folder / 'energy' / 'epoch_1.pth')
+    run_tool(
+        patch,
+        'train',
+        energy,
+        '--work-dir',
+        folder / 'energy',
+        '--cfg-options',
+        f'load_from={checkpoint}',
+    )
+    yield dict(
+        name=request.param,
+        plain=plain,
+        energy=energy,
+        plain_checkpoint=checkpoint,
+        checkpoint=folder / 'energy' / 'epoch_1.pth',
+    )
     patch.undo()
 
 
 def test_training_keeps_the_plain_detector(trained, monkeypatch, tmp_path):
-    plain, energy = (state(trained['plain_checkpoint']),
-                     state(trained['checkpoint']))
-    assert all(torch.equal(plain[key], energy[f'detector.{key}'])
-               for key in plain)
+    plain, energy = (
+        state(trained['plain_checkpoint']),
+        state(trained['checkpoint']),
+    )
+    assert all(
+        torch.equal(plain[key], energy[f'detector.{key}']) for key in plain
+    )
     assert any(key.startswith('refiner.') for key in energy)
     with pytest.raises(SystemExit, match='load_from'):
-        run_tool(monkeypatch, 'train', trained['energy'], '--work-dir',
-                 tmp_path)
+        run_tool(
+            monkeypatch, 'train', trained['energy'], '--work-dir', tmp_path
+        )
 
 
-def test_evaluation_plain_and_with_augmentation(trained, monkeypatch,
-                                                tmp_path):
+def test_evaluation_plain_and_with_augmentation(
+    trained, monkeypatch, tmp_path
+):
     with pytest.raises(SystemExit, match='no weights of an energy model'):
-        run_tool(monkeypatch, 'test', trained['energy'],
-                 trained['plain_checkpoint'], '--work-dir', tmp_path)
-    run_tool(monkeypatch, 'test', trained['energy'], trained['checkpoint'],
-             '--work-dir', tmp_path, '--tta')
-    written, = tmp_path.glob('*/*.json')
+        run_tool(
+            monkeypatch,
+            'test',
+            trained['energy'],
+            trained['plain_checkpoint'],
+            '--work-dir',
+            tmp_path,
+        )
+    run_tool(
+        monkeypatch,
+        'test',
+        trained['energy'],
+        trained['checkpoint'],
+        '--work-dir',
+        tmp_path,
+        '--tta',
+    )
+    (written,) = tmp_path.glob('*/*.json')
     assert 'coco/bbox_mAP_90' in json.loads(written.read_text())
 
 
-def test_stages_compared_with_the_plain_checkpoint(trained, monkeypatch,
-                                                   tmp_path):
+def test_stages_compared_with_the_plain_checkpoint(
+    trained, monkeypatch, tmp_path
+):
     out = tmp_path / 'figures.json'
-    run_tool(monkeypatch, 'compare_stages', trained['energy'],
-             trained['checkpoint'], '--control-config', trained['plain'],
-             '--control', trained['plain_checkpoint'], '--resamples', 5,
-             '--out', out, '--device', 'cpu')
+    run_tool(
+        monkeypatch,
+        'compare_stages',
+        trained['energy'],
+        trained['checkpoint'],
+        '--control-config',
+        trained['plain'],
+        '--control',
+        trained['plain_checkpoint'],
+        '--resamples',
+        5,
+        '--out',
+        out,
+        '--device',
+        'cpu',
+    )
     stages = json.loads(out.read_text())['stages']
     assert set(stages) == STAGES[trained['name']] | {'control'}
     assert stages['plain']['runs'] == stages['control']['runs']
@@ -77,15 +123,26 @@ def test_inference_on_a_folder(trained, monkeypatch, tmp_path, digits):
     for path in sorted((digits / 'images').glob('test_*.png'))[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
     with pytest.raises(SystemExit) as done:
-        run_tool(monkeypatch, 'infer', trained['energy'],
-                 trained['checkpoint'], folder, '--out-dir', tmp_path / 'out',
-                 '--pred-score-thr', '0.0', '--uncertainty')
+        run_tool(
+            monkeypatch,
+            'infer',
+            trained['energy'],
+            trained['checkpoint'],
+            folder,
+            '--out-dir',
+            tmp_path / 'out',
+            '--pred-score-thr',
+            '0.0',
+            '--uncertainty',
+        )
     assert done.value.code == 0
     written = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert len(written['images']) == 2
     assert len(written['annotations']) > 0
-    assert all('logdensity' in a and len(a['box_std']) == 4
-               for a in written['annotations'])
+    assert all(
+        'logdensity' in a and len(a['box_std']) == 4
+        for a in written['annotations']
+    )
 
 
 def test_study_of_an_unknown_detector_is_refused(monkeypatch, capsys):

@@ -20,24 +20,36 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, 'COCO_CONFIG', DIGITS)
     monkeypatch.setattr(benchmark, 'R50_IMAGE', (96, 128))
     monkeypatch.setattr(benchmark, 'SMALL', {})
-    monkeypatch.setattr(benchmark, 'NUM_BOXES', dict(
-        pooling=(6, ), noise=5, detections=9, objects=16))
+    monkeypatch.setattr(
+        benchmark,
+        'NUM_BOXES',
+        dict(pooling=(6,), noise=5, detections=9, objects=16),
+    )
     return benchmark
 
 
-@pytest.mark.parametrize('section', ['pooling', 'refinement', 'detector',
-                                     'training', 'growth'])
-def test_sections_run_and_report_ratios(small, section, monkeypatch,
-                                        tmp_path):
+@pytest.mark.parametrize(
+    'section', ['pooling', 'refinement', 'detector', 'training', 'growth']
+)
+def test_sections_run_and_report_ratios(small, section, monkeypatch, tmp_path):
     out = tmp_path / 'figures.json'
-    monkeypatch.setattr('sys.argv', [
-        'benchmark', section, '--rounds', '2', '--device', 'cpu', '--out',
-        str(out)])
+    monkeypatch.setattr(
+        'sys.argv',
+        [
+            'benchmark',
+            section,
+            '--rounds',
+            '2',
+            '--device',
+            'cpu',
+            '--out',
+            str(out),
+        ],
+    )
     small.main()
     report = json.loads(out.read_text())
     assert report['threads'] == torch.get_num_threads()
-    assert all(row['ratio'] > 0 for row in report['figures']
-               if 'other' in row)
+    assert all(row['ratio'] > 0 for row in report['figures'] if 'other' in row)
     if section == 'refinement':
         boxes = [row for row in report['figures'] if 'mean_shift_px' in row]
         assert len(boxes) == 3

@@ -25,9 +25,13 @@ def train_with_shared_noise(*arguments):
 
 def run_script(name, *arguments, **environment):
     done = subprocess.run(
-        ['bash', f'tools/{name}.sh', *map(str, arguments)], cwd=ROOT,
-        capture_output=True, text=True, timeout=240,
-        env={**os.environ, 'PYTHON': sys.executable, **environment})
+        ['bash', f'tools/{name}.sh', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, 'PYTHON': sys.executable, **environment},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -36,21 +40,27 @@ def logged_losses(log):
     return [float(x) for x in re.findall(r'loss_energy: ([0-9.]+)', log)]
 
 
-def test_two_processes_end_with_the_weights_of_one(digits, tmp_path,
-                                                   monkeypatch):
+def test_two_processes_end_with_the_weights_of_one(
+    digits, tmp_path, monkeypatch
+):
     """dist_train.sh with 2 x 2 images against 4, eight steps of SGD."""
     monkeypatch.setenv('DIGITS_ROOT', str(digits))
     config = shrunk_config(
-        'digits/faster-rcnn_r18-half_nce-plus_digits.py', tmp_path, **{
+        'digits/faster-rcnn_r18-half_nce-plus_digits.py',
+        tmp_path,
+        **{
             'train_dataloader.sampler.shuffle': False,
-            'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2,
+            'train_cfg.max_epochs': 2,
+            'train_cfg.val_interval': 2,
             'train_dataloader.batch_sampler': None,
             'log_processor.num_digits': 6,
-            'default_hooks.logger.interval': 1})
+            'default_hooks.logger.interval': 1,
+        },
+    )
     cfg = Config.fromfile(config)
     cfg.optim_wrapper = dict(
-        type='OptimWrapper',
-        optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9)
+    )
     cfg.param_scheduler = None
     cfg.load_from = str(tmp_path / 'plain.pth')
     plain = copy.deepcopy(cfg.model)
@@ -61,23 +71,32 @@ def test_two_processes_end_with_the_weights_of_one(digits, tmp_path,
 
     cfg.train_dataloader.batch_size = 4
     cfg.dump(tmp_path / 'one.py')
-    assert run_forked(train_with_shared_noise, tmp_path / 'one.py',
-                      '--work-dir', tmp_path / 'one') == [0]
+    assert run_forked(
+        train_with_shared_noise,
+        tmp_path / 'one.py',
+        '--work-dir',
+        tmp_path / 'one',
+    ) == [0]
     cfg.train_dataloader.batch_size = 2
     cfg.custom_imports.imports.append('tests.engine.shared_noise')
     cfg.dump(tmp_path / 'two.py')
-    run_script('dist_train', tmp_path / 'two.py', 2, '--work-dir',
-               tmp_path / 'two')
+    run_script(
+        'dist_train', tmp_path / 'two.py', 2, '--work-dir', tmp_path / 'two'
+    )
 
-    one, two = (state(tmp_path / name / 'epoch_2.pth')
-                for name in ('one', 'two'))
+    one, two = (
+        state(tmp_path / name / 'epoch_2.pth') for name in ('one', 'two')
+    )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
-    logs = [next((tmp_path / name).glob('*/*.log')).read_text()
-            for name in ('one', 'two')]
+    logs = [
+        next((tmp_path / name).glob('*/*.log')).read_text()
+        for name in ('one', 'two')
+    ]
     assert len(logged_losses(logs[0])) == 8
-    assert logged_losses(logs[1]) == pytest.approx(logged_losses(logs[0]),
-                                                   abs=2e-6)
+    assert logged_losses(logs[1]) == pytest.approx(
+        logged_losses(logs[0]), abs=2e-6
+    )
 
 
 def evaluate(*arguments):
@@ -86,38 +105,77 @@ def evaluate(*arguments):
 
 def test_two_processes_evaluate_all_images(digits, tmp_path, monkeypatch):
     monkeypatch.setenv('DIGITS_ROOT', str(digits))
-    config = shrunk_config('digits/faster-rcnn_r18-half_digits.py', tmp_path,
-                           **{'model.test_cfg.rcnn.score_thr': 0.0})
+    config = shrunk_config(
+        'digits/faster-rcnn_r18-half_digits.py',
+        tmp_path,
+        **{'model.test_cfg.rcnn.score_thr': 0.0},
+    )
     torch.manual_seed(0)
     model = build(Config.fromfile(config).model)
     torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'plain.pth')
     for name, count in (('one', 1), ('two', 2)):
-        assert run_forked(
-            evaluate, config, tmp_path / 'plain.pth', '--work-dir',
-            tmp_path / name, '--out', tmp_path / f'{name}.pkl', '--launcher',
-            'pytorch' if count > 1 else 'none', processes=count) == [0] * count
-    one, two = (mmengine.load(tmp_path / f'{name}.pkl')
-                for name in ('one', 'two'))
+        assert (
+            run_forked(
+                evaluate,
+                config,
+                tmp_path / 'plain.pth',
+                '--work-dir',
+                tmp_path / name,
+                '--out',
+                tmp_path / f'{name}.pkl',
+                '--launcher',
+                'pytorch' if count > 1 else 'none',
+                processes=count,
+            )
+            == [0] * count
+        )
+    one, two = (
+        mmengine.load(tmp_path / f'{name}.pkl') for name in ('one', 'two')
+    )
     assert [r['img_id'] for r in one] == [r['img_id'] for r in two]
     for mine, expected in zip(two, one):
         mine, expected = mine['pred_instances'], expected['pred_instances']
         torch.testing.assert_close(mine['bboxes'], expected['bboxes'])
-    metrics = [json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
-               for name in ('one', 'two')]
+    metrics = [
+        json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
+        for name in ('one', 'two')
+    ]
     key = 'coco/bbox_mAP_50'
     assert metrics[0][key] == metrics[1][key] > 0
 
 
-@pytest.mark.parametrize('environment, meeting', [
-    ({}, '--standalone'),
-    (dict(NNODES='3', NODE_RANK='2', MASTER_ADDR='10.0.0.1', PORT='1234'),
-     '--nnodes 3 --node_rank 2 --master_addr 10.0.0.1 --master_port 1234'),
-])
+@pytest.mark.parametrize(
+    'environment, meeting',
+    [
+        ({}, '--standalone'),
+        (
+            dict(
+                NNODES='3', NODE_RANK='2', MASTER_ADDR='10.0.0.1', PORT='1234'
+            ),
+            '--nnodes 3 --node_rank 2 --master_addr 10.0.0.1 '
+            '--master_port 1234',
+        ),
+    ],
+)
 def test_scripts_pass_their_arguments_to_torchrun(environment, meeting):
     run = f'-m torch.distributed.run {meeting} --nproc_per_node 8 tools/'
     end = '--launcher pytorch\n'
-    assert run_script('dist_test', 'a.py', 'b.pth', 8, '--tta', PYTHON='echo',
-                      **environment) == f'{run}test.py a.py b.pth --tta {end}'
-    assert run_script('dist_train', 'a.py', 8, '--amp', PYTHON='echo',
-                      **environment) == f'{run}train.py a.py --amp {end}'
+    assert (
+        run_script(
+            'dist_test',
+            'a.py',
+            'b.pth',
+            8,
+            '--tta',
+            PYTHON='echo',
+            **environment,
+        )
+        == f'{run}test.py a.py b.pth --tta {end}'
+    )
+    assert (
+        run_script(
+            'dist_train', 'a.py', 8, '--amp', PYTHON='echo', **environment
+        )
+        == f'{run}train.py a.py --amp {end}'
+    )

@@ -25,23 +25,42 @@ def files(digits, tmp_path_factory):
     plain = shrunk_config(PLAIN, folder)
     energy = shrunk_config(ENERGY, folder)
     yield dict(
-        plain=plain, energy=energy,
+        plain=plain,
+        energy=energy,
         plain_checkpoint=save_checkpoint(plain, folder / 'plain.pth'),
-        checkpoint=save_checkpoint(energy, folder / 'energy.pth'))
+        checkpoint=save_checkpoint(energy, folder / 'energy.pth'),
+    )
     patch.undo()
 
 
 @pytest.fixture
 def complaint(files, monkeypatch, tmp_path):
     """The message with which a tool refuses."""
+
     def run(tool, config, checkpoint, *options):
         arguments = {
-            'train': ('--work-dir', tmp_path, '--cfg-options',
-                      f'load_from={checkpoint}', *options),
-            'test': (checkpoint, '--work-dir', tmp_path, '--cfg-options',
-                     'env_cfg.cudnn_benchmark=False', *options),
-            'infer': (checkpoint, tmp_path, '--cfg-options',
-                      'env_cfg.cudnn_benchmark=False', *options),
+            'train': (
+                '--work-dir',
+                tmp_path,
+                '--cfg-options',
+                f'load_from={checkpoint}',
+                *options,
+            ),
+            'test': (
+                checkpoint,
+                '--work-dir',
+                tmp_path,
+                '--cfg-options',
+                'env_cfg.cudnn_benchmark=False',
+                *options,
+            ),
+            'infer': (
+                checkpoint,
+                tmp_path,
+                '--cfg-options',
+                'env_cfg.cudnn_benchmark=False',
+                *options,
+            ),
         }[tool]
         with pytest.raises(SystemExit) as caught:
             run_tool(monkeypatch, tool, config, *arguments)
@@ -71,26 +90,37 @@ def test_plain_checkpoint_with_an_energy_config(files, complaint, tool):
 @pytest.mark.parametrize('tool', ALL)
 def test_checkpoint_of_other_classes(files, complaint, tool):
     """A frozen detector would train on with a random box head."""
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        'model.roi_head.bbox_head.num_classes=3',
-                        'model.roi_head.refiner.head.num_classes=3')
+    message = complaint(
+        tool,
+        files['energy'],
+        files['checkpoint'],
+        'model.roi_head.bbox_head.num_classes=3',
+        'model.roi_head.refiner.head.num_classes=3',
+    )
     assert 'trained for 10 classes (0, 1, 2, 3, 4, ...)' in message
     assert 'num_classes=3' in message and 'set num_classes=10' in message
 
 
 @pytest.mark.parametrize('tool', ALL)
 def test_checkpoint_of_another_detector(files, complaint, tool):
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        'model.roi_head.bbox_head.fc_out_channels=24')
+    message = complaint(
+        tool,
+        files['energy'],
+        files['checkpoint'],
+        'model.roi_head.bbox_head.fc_out_channels=24',
+    )
     assert 'not of the model of this config' in message
     assert 'fc_cls' in message or 'shared_fcs' in message
 
 
 @pytest.mark.parametrize('tool', ALL)
-@pytest.mark.parametrize('content, expected', [
-    (None, 'no checkpoint at'), ('text', 'cannot be read as a checkpoint')])
-def test_checkpoint_that_is_none(files, complaint, tool, tmp_path, content,
-                                 expected):
+@pytest.mark.parametrize(
+    'content, expected',
+    [(None, 'no checkpoint at'), ('text', 'cannot be read as a checkpoint')],
+)
+def test_checkpoint_that_is_none(
+    files, complaint, tool, tmp_path, content, expected
+):
     path = tmp_path / 'none.pth'
     if content:
         path.write_text(content)
@@ -100,69 +130,91 @@ def test_checkpoint_that_is_none(files, complaint, tool, tmp_path, content,
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_data_set_of_other_classes(files, complaint, tool):
     loader = f'{tool}_dataloader.dataset'
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        f'{loader}.metainfo.classes=(one,two)')
+    message = complaint(
+        tool,
+        files['energy'],
+        files['checkpoint'],
+        f'{loader}.metainfo.classes=(one,two)',
+    )
     assert f'{loader} has 2 classes (one, two)' in message
     assert 'num_classes=10' in message and 'metainfo' in message
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
-def test_class_names_that_the_annotations_do_not_have(files, complaint, tool,
-                                                      digits, tmp_path):
+def test_class_names_that_the_annotations_do_not_have(
+    files, complaint, tool, digits, tmp_path
+):
     """mmdet leaves their objects out without a word."""
-    annotations = json.loads(
-        (digits / f'annotations/{tool}.json').read_text())
+    annotations = json.loads((digits / f'annotations/{tool}.json').read_text())
     for category in annotations['categories']:
         category['name'] = f'digit {category["name"]}'
     file = tmp_path / 'renamed.json'
     file.write_text(json.dumps(annotations))
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        f'{tool}_dataloader.dataset.ann_file={file}')
+    message = complaint(
+        tool,
+        files['energy'],
+        files['checkpoint'],
+        f'{tool}_dataloader.dataset.ann_file={file}',
+    )
     assert 'renamed.json does not have: 0, 1, 2, 3, 4, ...' in message
     assert 'has digit 0, digit 1' in message
 
 
-@pytest.mark.parametrize('tool, key, name', [
-    ('train', 'train_dataloader.dataset.ann_file', 'annotation file'),
-    ('train', 'val_evaluator.ann_file', 'annotation file'),
-    ('test', 'test_dataloader.dataset.ann_file', 'annotation file'),
-    ('test', 'test_evaluator.ann_file', 'annotation file'),
-    ('test', 'test_dataloader.dataset.data_prefix.img', 'image folder'),
-])
+@pytest.mark.parametrize(
+    'tool, key, name',
+    [
+        ('train', 'train_dataloader.dataset.ann_file', 'annotation file'),
+        ('train', 'val_evaluator.ann_file', 'annotation file'),
+        ('test', 'test_dataloader.dataset.ann_file', 'annotation file'),
+        ('test', 'test_evaluator.ann_file', 'annotation file'),
+        ('test', 'test_dataloader.dataset.data_prefix.img', 'image folder'),
+    ],
+)
 def test_missing_data(files, complaint, tool, key, name):
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        f'{key}=gone')
+    message = complaint(
+        tool, files['energy'], files['checkpoint'], f'{key}=gone'
+    )
     assert f'no {name}' in message and 'gone' in message
     assert key.replace('.img', '') in message and 'DIGITS_ROOT' in message
 
 
 @pytest.mark.parametrize('tool', ['train', 'infer'])
-@pytest.mark.parametrize('option, expected', [
-    ('out_channels=16', '8 channels and .*out_channels is 16'),
-    ('featmap_strides=(4,8,16,32,64,128)', '5 levels and .*names 6'),
-    ('featmap_strides=(8,16,32,64)', r'strides \(4, 8, 16, 32\)'),
-])
-def test_levels_that_the_detector_does_not_have(files, complaint, tool,
-                                                option, expected, tmp_path):
+@pytest.mark.parametrize(
+    'option, expected',
+    [
+        ('out_channels=16', '8 channels and .*out_channels is 16'),
+        ('featmap_strides=(4,8,16,32,64,128)', '5 levels and .*names 6'),
+        ('featmap_strides=(8,16,32,64)', r'strides \(4, 8, 16, 32\)'),
+    ],
+)
+def test_levels_that_the_detector_does_not_have(
+    files, complaint, tool, option, expected, tmp_path
+):
     key = 'model.roi_head.refiner.roi_extractor'
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        f'{key}.{option}')
+    message = complaint(
+        tool, files['energy'], files['checkpoint'], f'{key}.{option}'
+    )
     assert re.search(expected, message)
     assert f'Leave {key} out' in message
 
 
 @pytest.mark.parametrize('tool', ALL)
 def test_types_that_were_not_imported(files, complaint, tool):
-    message = complaint(tool, files['energy'], files['checkpoint'],
-                        'model.type=EnergyTwoStageDetectr')
+    message = complaint(
+        tool,
+        files['energy'],
+        files['checkpoint'],
+        'model.type=EnergyTwoStageDetectr',
+    )
     assert 'no model type EnergyTwoStageDetectr' in message
     assert 'custom_imports' in message
 
 
 @pytest.mark.parametrize('tool', ALL)
 def test_config_that_does_not_exist(files, complaint, tool, tmp_path):
-    assert 'none.py' in complaint(tool, tmp_path / 'none.py',
-                                  files['checkpoint'])
+    assert 'none.py' in complaint(
+        tool, tmp_path / 'none.py', files['checkpoint']
+    )
 
 
 def test_a_first_layer_that_is_stored_flat_is_taken(files, tmp_path):

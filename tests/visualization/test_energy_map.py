@@ -13,13 +13,22 @@ from mmdet_ebm.visualization import EnergyMapFigure
 def energy():
     axis = torch.linspace(-0.3, 0.3, 9)
     hill = -20 * (axis[:, None].square() + axis.square())
-    path = torch.tensor([[0.2, 0.1, 0.1, 0.0], [0.1, 0.0, 0.05, 0.0],
-                         [0., 0, 0, 0]])
-    corners = torch.tensor([[20., 20, 60, 50], [17., 18, 57, 48],
-                            [13., 15, 53, 45]])
-    return EnergyMap(axis, hill, axis, hill, path,
-                     torch.tensor([1.0, 2.0, 2.5]), corners,
-                     torch.tensor([2., 2, 3, 3]))
+    path = torch.tensor(
+        [[0.2, 0.1, 0.1, 0.0], [0.1, 0.0, 0.05, 0.0], [0.0, 0, 0, 0]]
+    )
+    corners = torch.tensor(
+        [[20.0, 20, 60, 50], [17.0, 18, 57, 48], [13.0, 15, 53, 45]]
+    )
+    return EnergyMap(
+        axis,
+        hill,
+        axis,
+        hill,
+        path,
+        torch.tensor([1.0, 2.0, 2.5]),
+        corners,
+        torch.tensor([2.0, 2, 3, 3]),
+    )
 
 
 @pytest.fixture
@@ -28,8 +37,9 @@ def image():
 
 
 def test_the_box_moves_with_the_step(energy, image):
-    figure = EnergyMapFigure(image, energy, 'thing',
-                             truth=torch.tensor([12., 14, 52, 46]))
+    figure = EnergyMapFigure(
+        image, energy, 'thing', truth=torch.tensor([12.0, 14, 52, 46])
+    )
     last = figure.picture()
     figure.show_step(0)
     first = figure.picture()
@@ -41,7 +51,7 @@ def test_the_box_moves_with_the_step(energy, image):
 
 def test_unknown_deviations_draw_no_bands(energy, image):
     known = EnergyMapFigure(image, energy).picture()
-    object.__setattr__(energy, 'std', torch.full((4, ), torch.nan))
+    object.__setattr__(energy, 'std', torch.full((4,), torch.nan))
     assert (EnergyMapFigure(image, energy).picture() != known).any()
 
 

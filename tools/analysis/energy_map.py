@@ -15,8 +15,11 @@ from mmdet.apis import inference_detector
 from mmengine.config import DictAction
 
 from mmdet_ebm.apis import build_model
-from mmdet_ebm.apis.checks import (exit_with_message, find_refiner,
-                                   require_energy_model)
+from mmdet_ebm.apis.checks import (
+    exit_with_message,
+    find_refiner,
+    require_energy_model,
+)
 from mmdet_ebm.models.energy_map import compute_energy_map
 from mmdet_ebm.models.surface_tap import SurfaceTap
 from mmdet_ebm.visualization import EnergyMapFigure
@@ -25,23 +28,45 @@ from mmdet_ebm.visualization import EnergyMapFigure
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config file of the energy model')
     parser.add_argument('checkpoint', help='its checkpoint file')
     parser.add_argument('image', help='image file')
-    parser.add_argument('--detection', type=int, nargs='+', default=[0],
-                        metavar='N', help='which detections, counted from 0 '
-                        'by falling score (default: 0)')
-    parser.add_argument('--out-dir', type=Path, default=Path('energy_maps'),
-                        help='folder for the pictures (default: energy_maps)')
-    parser.add_argument('--gif', action='store_true',
-                        help='also write an animated GIF of the ascent')
-    parser.add_argument('--resolution', type=int, default=41,
-                        help='points along the side of a map (default: 41)')
-    parser.add_argument('--device',
-                        help='e.g. cuda:0 or cpu (default: a GPU if any)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override config entries')
+    parser.add_argument(
+        '--detection',
+        type=int,
+        nargs='+',
+        default=[0],
+        metavar='N',
+        help='which detections, counted from 0 by falling score (default: 0)',
+    )
+    parser.add_argument(
+        '--out-dir',
+        type=Path,
+        default=Path('energy_maps'),
+        help='folder for the pictures (default: energy_maps)',
+    )
+    parser.add_argument(
+        '--gif',
+        action='store_true',
+        help='also write an animated GIF of the ascent',
+    )
+    parser.add_argument(
+        '--resolution',
+        type=int,
+        default=41,
+        help='points along the side of a map (default: 41)',
+    )
+    parser.add_argument(
+        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config entries',
+    )
     args = parser.parse_args()
     if args.resolution < 2:
         parser.error(f'--resolution must be at least 2, got {args.resolution}')
@@ -53,8 +78,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with exit_with_message():
-        model = build_model(args.config, args.checkpoint, args.device,
-                            args.cfg_options)
+        model = build_model(
+            args.config, args.checkpoint, args.device, args.cfg_options
+        )
         require_energy_model(model)
         refiner = find_refiner(model)[1]
         image = mmcv.imread(args.image)
@@ -65,18 +91,23 @@ def main() -> None:
             found = sample.pred_instances
             missing = [n for n in args.detection if not 0 <= n < len(found)]
             if missing:
-                raise ValueError(f'no detection {missing[0]}: the image has '
-                                 f'{len(found)} (counted from 0)')
+                raise ValueError(
+                    f'no detection {missing[0]}: the image has '
+                    f'{len(found)} (counted from 0)'
+                )
             args.out_dir.mkdir(parents=True, exist_ok=True)
             order = found.scores.argsort(descending=True, stable=True)
             for number in args.detection:
                 row = int(order[number])
-                energy = compute_energy_map(refiner, tap.surface, [sample], 0,
-                                            row, args.resolution)
+                energy = compute_energy_map(
+                    refiner, tap.surface, [sample], 0, row, args.resolution
+                )
                 name = model.dataset_meta['classes'][int(found.labels[row])]
                 figure = EnergyMapFigure(
-                    image[..., ::-1], energy,
-                    f'class {name}, score {float(found.scores[row]):.2f};')
+                    image[..., ::-1],
+                    energy,
+                    f'class {name}, score {float(found.scores[row]):.2f};',
+                )
                 out = args.out_dir / f'{Path(args.image).stem}_{number}.png'
                 figure.save(out)
                 print(out)

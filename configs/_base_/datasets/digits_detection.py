@@ -8,29 +8,44 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     # No flip: a mirrored digit is none. No resize: sizes vary by themselves.
-    dict(type='PackDetInputs',
-         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'),
+    ),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(160, 160), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs',
-         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                    'scale_factor')),
+    dict(
+        type='PackDetInputs',
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 
 train_dataloader = dict(
     batch_size=8,
     dataset=dict(
-        data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+        data_root=data_root, metainfo=metainfo, pipeline=train_pipeline
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     dataset=dict(
-        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline
+    ),
+)
 test_dataloader = dict(
     batch_size=8,
     dataset=dict(
-        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+        data_root=data_root, metainfo=metainfo, pipeline=test_pipeline
+    ),
+)
 val_evaluator = dict(ann_file=data_root + '/annotations/val.json')
 test_evaluator = dict(ann_file=data_root + '/annotations/test.json')

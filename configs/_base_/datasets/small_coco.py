@@ -9,7 +9,9 @@ train_dataloader = dict(
         type='CocoDataset',
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
-        filter_cfg=dict(filter_empty_gt=True)))
+        filter_cfg=dict(filter_empty_gt=True),
+    ),
+)
 val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
@@ -19,7 +21,9 @@ val_dataloader = dict(
         type='CocoDataset',
         ann_file='annotations/val.json',
         data_prefix=dict(img='images/'),
-        test_mode=True))
+        test_mode=True,
+    ),
+)
 test_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
@@ -29,6 +33,8 @@ test_dataloader = dict(
         type='CocoDataset',
         ann_file='annotations/test.json',
         data_prefix=dict(img='images/'),
-        test_mode=True))
+        test_mode=True,
+    ),
+)
 val_evaluator = dict(type='CocoAP90Metric')
 test_evaluator = dict(type='CocoAP90Metric')

@@ -8,10 +8,13 @@ model = dict(
         base_channels=32,
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=3),
     bbox_head=dict(
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        anchor_generator=dict(strides=[8, 16, 32])))
+        anchor_generator=dict(strides=[8, 16, 32]),
+    ),
+)

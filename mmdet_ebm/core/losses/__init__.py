@@ -8,6 +8,14 @@ from .sampling import SamplingMethod
 from .score_matching import DSM, SM
 
 __all__ = [
-    'DSM', 'IoUNet', 'KLDIS', 'MLIS', 'MLMCMC', 'NCE', 'NCEPlus',
-    'SM', 'SamplingMethod', 'relative_iou'
+    'DSM',
+    'IoUNet',
+    'KLDIS',
+    'MLIS',
+    'MLMCMC',
+    'NCE',
+    'NCEPlus',
+    'SM',
+    'SamplingMethod',
+    'relative_iou',
 ]

@@ -6,8 +6,9 @@ import math
 def positive_int(name: str, value: int) -> int:
     """``value``, if it is a whole number of at least 1."""
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name} must be a positive whole number, got '
-                         f'{value!r}')
+        raise ValueError(
+            f'{name} must be a positive whole number, got {value!r}'
+        )
     return value
 
 

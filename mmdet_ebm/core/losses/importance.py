@@ -10,7 +10,7 @@ arXiv 2005.01698, sections 2.1 (ML-IS) and 2.2 (KLD-IS).
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,23 +40,30 @@ class MLIS(SamplingMethod):
         self.noise = GaussianMixtureNoise(sigmas)
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Generators = None) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> tuple[Tensor, ...]:
         """Truth and samples (N, 1 + M, D), and log q of the samples."""
         n, dim = targets.shape
-        offsets = self.noise.sample((n, self.num_samples, dim), targets,
-                                    generator=generator)
+        offsets = self.noise.sample(
+            (n, self.num_samples, dim), targets, generator=generator
+        )
         candidates = targets[:, None] + torch.cat(
-            [torch.zeros_like(targets)[:, None], offsets], 1)
+            [torch.zeros_like(targets)[:, None], offsets], 1
+        )
         return candidates, self.noise.logprob(offsets)
 
     def losses(self, logdensity: Tensor, logprob: Tensor) -> Tensor:
         """Losses (N,) of f (N, 1 + M) and log q (N, M)."""
         log_weights = logdensity[:, 1:] - logprob
-        return (log_weights.logsumexp(1) - math.log(self.num_samples) -
-                logdensity[:, 0])
+        return (
+            log_weights.logsumexp(1)
+            - math.log(self.num_samples)
+            - logdensity[:, 0]
+        )
 
     def extra_repr(self) -> str:
         return f'num_samples={self.num_samples}'
@@ -82,30 +89,38 @@ class KLDIS(SamplingMethod):
 
     truth_is_first = False  # evaluates noise alone
 
-    def __init__(self, sigmas: Sequence, num_samples: int,
-                 sigma_gt: float) -> None:
+    def __init__(
+        self, sigmas: Sequence, num_samples: int, sigma_gt: float
+    ) -> None:
         super().__init__()
         self.noise = GaussianMixtureNoise(sigmas)
         self.label = GaussianMixtureNoise([positive('sigma_gt', sigma_gt)])
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Generators = None) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> tuple[Tensor, ...]:
         """Samples (N, M, D), their log q and the label's density over q."""
         n, dim = targets.shape
-        offsets = self.noise.sample((n, self.num_samples, dim), targets,
-                                    generator=generator)
+        offsets = self.noise.sample(
+            (n, self.num_samples, dim), targets, generator=generator
+        )
         logprob = self.noise.logprob(offsets)
         ratio = (self.label.logprob(offsets) - logprob).exp()
         return targets[:, None] + offsets, logprob, ratio
 
-    def losses(self, logdensity: Tensor, logprob: Tensor,
-               ratio: Tensor) -> Tensor:
+    def losses(
+        self, logdensity: Tensor, logprob: Tensor, ratio: Tensor
+    ) -> Tensor:
         """Losses (N,) of f, log q and the ratio of densities (N, M)."""
-        return ((logdensity - logprob).logsumexp(1) -
-                math.log(self.num_samples) - (logdensity * ratio).mean(1))
+        return (
+            (logdensity - logprob).logsumexp(1)
+            - math.log(self.num_samples)
+            - (logdensity * ratio).mean(1)
+        )
 
     def extra_repr(self) -> str:
         return f'num_samples={self.num_samples}'

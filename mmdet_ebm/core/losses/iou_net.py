@@ -7,8 +7,6 @@ Source: "Acquisition of Localization Confidence for Accurate Object Detection",
 ECCV 2018, arXiv 1807.11590, sections 3.1 and 3.3.
 """
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +29,11 @@ def relative_iou(offsets: Tensor) -> Tensor:
     """
     shift, log_size = offsets[..., :2], offsets[..., 2:]
     half = 0.5 * log_size.exp()
-    overlap = ((shift + half).clamp(max=0.5) -
-               (shift - half).clamp(min=-0.5)).clamp(min=0).prod(-1)
+    overlap = (
+        ((shift + half).clamp(max=0.5) - (shift - half).clamp(min=-0.5))
+        .clamp(min=0)
+        .prod(-1)
+    )
     area = log_size.sum(-1).exp()
     return overlap / (1 + area - overlap)
 
@@ -64,26 +65,36 @@ class IoUNet(SamplingMethod):
             raise ValueError(f'min_iou must be in [0.01, 1), got {min_iou}')
         self.min_iou = min_iou
 
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Optional[torch.Generator] = None
-             ) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
         """Jittered boxes (N, M, 4), in relative box space, and f's targets."""
-        if targets.shape[1:] != (4, ):
-            raise ValueError('IoU-Net trains on boxes, targets (N, 4); got '
-                             f'{tuple(targets.shape)}')
+        if targets.shape[1:] != (4,):
+            raise ValueError(
+                'IoU-Net trains on boxes, targets (N, 4); got '
+                f'{tuple(targets.shape)}'
+            )
         n = len(targets)
         shape = (n, self.num_samples)
-        options = dict(dtype=targets.dtype, device=targets.device,
-                       generator=generator)
+        options = dict(
+            dtype=targets.dtype, device=targets.device, generator=generator
+        )
         wanted = self.min_iou + (1 - self.min_iou) * torch.rand(
-            shape, **options)
+            shape, **options
+        )
         offsets = jitter_of_iou(wanted, torch.randn(*shape, 4, **options))
         # Jitter is relative to the target, y to the reference box.
         centre, log_size = targets[:, None, :2], targets[:, None, 2:]
-        y = torch.cat([centre + offsets[..., :2] * log_size.exp(),
-                       log_size + offsets[..., 2:]], -1)
+        y = torch.cat(
+            [
+                centre + offsets[..., :2] * log_size.exp(),
+                log_size + offsets[..., 2:],
+            ],
+            -1,
+        )
         label = 2 * (wanted - self.min_iou) / (1 - self.min_iou) - 1
         return y, label
 
@@ -111,6 +122,8 @@ def jitter_of_iou(iou: Tensor, direction: Tensor) -> Tensor:
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
         near = relative_iou(middle[..., None] * direction) > iou
-        low, high = torch.where(near, middle, low), torch.where(
-            near, high, middle)
+        low, high = (
+            torch.where(near, middle, low),
+            torch.where(near, high, middle),
+        )
     return low[..., None] * direction

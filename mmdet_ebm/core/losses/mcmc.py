@@ -31,31 +31,40 @@ class MLMCMC(SamplingMethod):
 
     truth_is_first = True  # of the candidates it evaluates
 
-    def __init__(self, step_size: float, num_steps: int,
-                 num_samples: int) -> None:
+    def __init__(
+        self, step_size: float, num_steps: int, num_samples: int
+    ) -> None:
         super().__init__()
         self.step_size = positive('step_size', step_size)
         self.num_steps = positive_int('num_steps', num_steps)
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Generators = None) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> tuple[Tensor, ...]:
         """Truth and the chains' ends (N, 1 + M, D).
 
         ``logdensity_fn`` must take any number of candidates.
         """
         start = targets[:, None]
         samples = langevin_chain(
-            logdensity_fn, start.expand(-1, self.num_samples, -1).contiguous(),
-            self.step_size, self.num_steps, generator)
-        return torch.cat([start, samples], 1),
+            logdensity_fn,
+            start.expand(-1, self.num_samples, -1).contiguous(),
+            self.step_size,
+            self.num_steps,
+            generator,
+        )
+        return (torch.cat([start, samples], 1),)
 
     def losses(self, logdensity: Tensor) -> Tensor:
         """Losses (N,) of f (N, 1 + M)."""
         return logdensity[:, 1:].mean(1) - logdensity[:, 0]
 
     def extra_repr(self) -> str:
-        return (f'step_size={self.step_size}, num_steps={self.num_steps}, '
-                f'num_samples={self.num_samples}')
+        return (
+            f'step_size={self.step_size}, num_steps={self.num_steps}, '
+            f'num_samples={self.num_samples}'
+        )

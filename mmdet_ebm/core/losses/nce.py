@@ -14,7 +14,7 @@ Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
 arXiv 2005.01698, section 3 (NCE) and section 3.1 (NCE+).
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,8 +40,9 @@ class NCEPlus(SamplingMethod):
 
     truth_is_first = True  # of the candidates it evaluates
 
-    def __init__(self, sigmas: Sequence, num_samples: int,
-                 beta: float) -> None:
+    def __init__(
+        self, sigmas: Sequence, num_samples: int, beta: float
+    ) -> None:
         super().__init__()
         if not beta >= 0:
             raise ValueError(f'beta must not be negative, got {beta}')
@@ -49,17 +50,21 @@ class NCEPlus(SamplingMethod):
         self.num_samples = positive_int('num_samples', num_samples)
         self.beta = beta
 
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Generators = None) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> tuple[Tensor, ...]:
         """Shifted truth and noise (N, 1 + M, D), and their log q."""
         n, dim = targets.shape
-        offsets = self.noise.sample((n, self.num_samples, dim), targets,
-                                    generator=generator)
+        offsets = self.noise.sample(
+            (n, self.num_samples, dim), targets, generator=generator
+        )
         if self.beta > 0:
-            shift = self.noise.sample((n, 1, dim), targets, scale=self.beta,
-                                      generator=generator)
+            shift = self.noise.sample(
+                (n, 1, dim), targets, scale=self.beta, generator=generator
+            )
         else:
             shift = offsets.new_zeros(n, 1, dim)
         offsets = torch.cat([shift, offsets], 1)

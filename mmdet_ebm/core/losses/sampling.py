@@ -15,10 +15,12 @@ class SamplingMethod(nn.Module, ABC):
     some at a time, from the same draws.
     """
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
+    def forward(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -34,10 +36,12 @@ class SamplingMethod(nn.Module, ABC):
         return self.losses(logdensity_fn(candidates), *draws)
 
     @abstractmethod
-    def draw(self,
-             logdensity_fn: LogDensityFn,
-             targets: Tensor,
-             generator: Generators = None) -> tuple[Tensor, ...]:
+    def draw(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> tuple[Tensor, ...]:
         """Candidates (N, S, D), and what else :meth:`losses` needs of them.
 
         Arguments are those of :meth:`forward`. All tensors have a row for

@@ -26,10 +26,12 @@ class SM(nn.Module):
     needs_curvature = True
     truth_is_first = True  # and the only candidate
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
+    def forward(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -44,9 +46,12 @@ class SM(nn.Module):
         with torch.enable_grad():
             # One second derivative for each dimension, of all instances.
             for d in range(dimensions):
-                second, = torch.autograd.grad(
-                    gradient[..., d].sum(), y, create_graph=True,
-                    materialize_grads=True)
+                (second,) = torch.autograd.grad(
+                    gradient[..., d].sum(),
+                    y,
+                    create_graph=True,
+                    materialize_grads=True,
+                )
                 trace = trace + second[..., d]
         return (trace + 0.5 * gradient.square().sum(-1))[:, 0]
 
@@ -73,10 +78,12 @@ class DSM(nn.Module):
         self.sigma = positive('sigma', sigma)
         self.num_samples = positive_int('num_samples', num_samples)
 
-    def forward(self,
-                logdensity_fn: LogDensityFn,
-                targets: Tensor,
-                generator: Generators = None) -> Tensor:
+    def forward(
+        self,
+        logdensity_fn: LogDensityFn,
+        targets: Tensor,
+        generator: Generators = None,
+    ) -> Tensor:
         """Loss (N,) of each instance.
 
         Args:
@@ -86,8 +93,12 @@ class DSM(nn.Module):
         """
         n, dim = targets.shape
         offsets = self.sigma * draw(
-            torch.randn, (n, self.num_samples, dim), generator,
-            dtype=targets.dtype, device=targets.device)
+            torch.randn,
+            (n, self.num_samples, dim),
+            generator,
+            dtype=targets.dtype,
+            device=targets.device,
+        )
         gradient, _ = _gradient(logdensity_fn, targets[:, None] + offsets)
         residual = gradient + offsets / self.sigma**2
         return residual.square().sum(-1).mean(1)
@@ -100,6 +111,7 @@ def _gradient(logdensity_fn, y):
     """The gradient of f in y, with its graph, and the y it belongs to."""
     y = y.detach().requires_grad_()
     with torch.enable_grad():
-        gradient, = torch.autograd.grad(
-            logdensity_fn(y).sum(), y, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            logdensity_fn(y).sum(), y, create_graph=True
+        )
     return gradient, y

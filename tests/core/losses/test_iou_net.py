@@ -16,8 +16,9 @@ REFERENCE = torch.tensor([[20.0, 30, 70, 55]], dtype=torch.float64)
 def test_relative_iou_is_the_iou_of_the_boxes():
     offsets = torch.randn(500, 4, dtype=torch.float64) * 0.6
     boxes = relative_to_boxes(offsets, REFERENCE)
-    torch.testing.assert_close(relative_iou(offsets),
-                               box_iou(REFERENCE, boxes)[0])
+    torch.testing.assert_close(
+        relative_iou(offsets), box_iou(REFERENCE, boxes)[0]
+    )
 
 
 def test_jitter_has_the_wanted_iou_in_every_direction():
@@ -47,8 +48,9 @@ def test_a_perfect_prediction_costs_nothing():
 
     def perfect(y):
         candidates = relative_to_boxes(y, REFERENCE)
-        iou = torch.stack([box_iou(boxes[i:i + 1], candidates[i])[0]
-                           for i in range(3)])
+        iou = torch.stack(
+            [box_iou(boxes[i : i + 1], candidates[i])[0] for i in range(3)]
+        )
         return 4 * iou - 3  # [0.5, 1] to [-1, 1]
 
     losses = IoUNet(64)(perfect, targets)

@@ -6,18 +6,31 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from mmdet_ebm.core import (DSM, KLDIS, MLIS, MLMCMC, NCE, SM, IoUNet,
-                            NCEPlus, SamplingMethod)
+from mmdet_ebm.core import (
+    DSM,
+    KLDIS,
+    MLIS,
+    MLMCMC,
+    NCE,
+    SM,
+    IoUNet,
+    NCEPlus,
+    SamplingMethod,
+)
 
 SIGMAS = (0.1, 0.8)
 ANY_DIMENSION = dict(
-    mlis=MLIS(SIGMAS, 16), kldis=KLDIS(SIGMAS, 16, 0.05),
-    mlmcmc=MLMCMC(0.01, 3, 16), nce=NCE(SIGMAS, 16),
-    nceplus=NCEPlus(SIGMAS, 16, 0.1), sm=SM(), dsm=DSM(0.1, 16))
+    mlis=MLIS(SIGMAS, 16),
+    kldis=KLDIS(SIGMAS, 16, 0.05),
+    mlmcmc=MLMCMC(0.01, 3, 16),
+    nce=NCE(SIGMAS, 16),
+    nceplus=NCEPlus(SIGMAS, 16, 0.1),
+    sm=SM(),
+    dsm=DSM(0.1, 16),
+)
 METHODS = dict(ANY_DIMENSION, iounet=IoUNet(16))
 
-every_method = pytest.mark.parametrize('method', METHODS.values(),
-                                       ids=METHODS)
+every_method = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 
 
 def generator(seed=0):
@@ -34,33 +47,43 @@ def test_one_loss_per_instance_from_the_generator(method):
     targets = 0.1 * torch.randn(5, 4)
     before = targets.clone()
     weight = torch.tensor(0.7)
-    losses = [method(lambda y: network(y, weight), targets, generator(s))
-              for s in (1, 1, 2)]
-    assert losses[0].shape == (5, ) and losses[0].isfinite().all()
+    losses = [
+        method(lambda y: network(y, weight), targets, generator(s))
+        for s in (1, 1, 2)
+    ]
+    assert losses[0].shape == (5,) and losses[0].isfinite().all()
     assert torch.equal(losses[0], losses[1])
     assert isinstance(method, SM) or not torch.equal(losses[0], losses[2])
     assert torch.equal(targets, before)
 
 
-SAMPLING = {name: method for name, method in METHODS.items()
-            if isinstance(method, SamplingMethod)}
+SAMPLING = {
+    name: method
+    for name, method in METHODS.items()
+    if isinstance(method, SamplingMethod)
+}
 
 
 @pytest.mark.parametrize('method', SAMPLING.values(), ids=SAMPLING)
 def test_losses_of_some_rows_are_those_rows_of_the_losses(method):
     """What all but score matching promise: draw once, judge in parts."""
+
     def logdensity(y):
         return network(y, torch.tensor(0.7))
 
     targets = 0.1 * torch.randn(5, 4)
     candidates, *draws = method.draw(logdensity, targets, generator())
-    assert all(len(d) == 5 and not d.requires_grad
-               for d in (candidates, *draws))
+    assert all(
+        len(d) == 5 and not d.requires_grad for d in (candidates, *draws)
+    )
     values = logdensity(candidates)
-    parts = [method.losses(values[rows], *(d[rows] for d in draws))
-             for rows in (slice(0, 2), slice(2, 5))]
+    parts = [
+        method.losses(values[rows], *(d[rows] for d in draws))
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
     torch.testing.assert_close(
-        torch.cat(parts), method(logdensity, targets, generator()))
+        torch.cat(parts), method(logdensity, targets, generator())
+    )
 
 
 def test_only_score_matching_cannot_be_judged_in_parts():
@@ -71,10 +94,11 @@ def test_only_score_matching_cannot_be_judged_in_parts():
 @pytest.mark.parametrize('dim', [1, 3])
 def test_any_dimension(method, dim):
     weight = torch.tensor(0.5, requires_grad=True)
-    losses = method(lambda y: network(y, weight), torch.randn(6, dim),
-                    generator())
+    losses = method(
+        lambda y: network(y, weight), torch.randn(6, dim), generator()
+    )
     losses.sum().backward()
-    assert losses.shape == (6, ) and weight.grad != 0
+    assert losses.shape == (6,) and weight.grad != 0
 
 
 @every_method
@@ -83,13 +107,14 @@ def test_instances_do_not_influence_each_other(method):
 
     def gradient(other):
         weight = torch.full((2, 1), 0.6, requires_grad=True)
-        targets = torch.stack([torch.full((4, ), 0.1), other])
-        losses = method(lambda y: network(y, weight[:, :, None]),
-                        targets, generator())
+        targets = torch.stack([torch.full((4,), 0.1), other])
+        losses = method(
+            lambda y: network(y, weight[:, :, None]), targets, generator()
+        )
         losses[0].backward()
         return weight.grad
 
-    one, two = gradient(torch.zeros(4)), gradient(torch.full((4, ), 0.3))
+    one, two = gradient(torch.zeros(4)), gradient(torch.full((4,), 0.3))
     assert one[0] != 0 and one[1] == 0
     torch.testing.assert_close(one, two)
 
@@ -98,7 +123,7 @@ def test_instances_do_not_influence_each_other(method):
 def test_no_instances_give_a_zero_with_a_graph(method):
     weight = torch.tensor(0.5, requires_grad=True)
     losses = method(lambda y: network(y, weight), torch.zeros(0, 4))
-    assert losses.shape == (0, )
+    assert losses.shape == (0,)
     losses.sum().backward()
     assert weight.grad == 0
 
@@ -107,8 +132,9 @@ def test_no_instances_give_a_zero_with_a_graph(method):
 @pytest.mark.parametrize('scale', [1e4, -1e4])
 def test_extreme_log_densities_stay_finite(method, scale):
     weight = torch.tensor(scale, requires_grad=True)
-    losses = method(lambda y: weight * y.sum(-1) + weight,
-                    torch.zeros(3, 4), generator())
+    losses = method(
+        lambda y: weight * y.sum(-1) + weight, torch.zeros(3, 4), generator()
+    )
     losses.sum().backward()
     assert losses.isfinite().all() and weight.grad.isfinite()
 
@@ -124,17 +150,25 @@ def test_works_where_gradients_were_switched_off_and_on_again(method):
     torch.testing.assert_close(losses, expected)
 
 
-@pytest.mark.parametrize('method', [
-    # Its gradient is by design not that of its value: MLMCMC is left out.
-    m for name, m in METHODS.items() if name != 'mlmcmc'],
-    ids=[name for name in METHODS if name != 'mlmcmc'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        # Its gradient is by design not that of its value: MLMCMC is left out.
+        m
+        for name, m in METHODS.items()
+        if name != 'mlmcmc'
+    ],
+    ids=[name for name in METHODS if name != 'mlmcmc'],
+)
 def test_parameter_gradient_against_finite_differences(method):
     targets = 0.1 * torch.randn(2, 4, dtype=torch.float64)
-    weight = torch.tensor([0.4, -0.3, 0.8, 0.5], dtype=torch.float64,
-                          requires_grad=True)
+    weight = torch.tensor(
+        [0.4, -0.3, 0.8, 0.5], dtype=torch.float64, requires_grad=True
+    )
     assert torch.autograd.gradcheck(
         lambda w: method(lambda y: network(y, w), targets, generator()),
-        (weight, ))
+        (weight,),
+    )
 
 
 S, LAMBDA, BETA, NOISE = 0.3, 0.15, 0.5, (0.2, 0.6)
@@ -145,12 +179,15 @@ MINIMISERS = dict(
     kldis=(KLDIS(NOISE, 512, 0.2), lambda v: v + 0.2**2),
     # The chain's stationary variance is 1 / (a (1 - lambda^2 a / 4)); that of
     # the data makes 1 / a smaller by lambda^2 / 4.
-    mlmcmc=(MLMCMC(LAMBDA, 60, 4), lambda v: 0.5 * (
-        v + math.sqrt(v**2 - v * LAMBDA**2))),
+    mlmcmc=(
+        MLMCMC(LAMBDA, 60, 4),
+        lambda v: 0.5 * (v + math.sqrt(v**2 - v * LAMBDA**2)),
+    ),
     nce=(NCE(NOISE, 512), lambda v: v),
     sm=(SM(), lambda v: v),
     dsm=(DSM(0.2, 64), lambda v: v + 0.2**2),
-    nceplus=(NCEPlus(NOISE, 512, BETA), lambda v: v + BETA**2 * MEAN_SQUARE))
+    nceplus=(NCEPlus(NOISE, 512, BETA), lambda v: v + BETA**2 * MEAN_SQUARE),
+)
 
 
 @pytest.mark.parametrize('name', MINIMISERS)
@@ -168,12 +205,16 @@ def test_minimiser_has_the_known_variance(name, dim):
 
     def gradient(log_precision):
         log_precision = torch.tensor(log_precision, requires_grad=True)
-        losses = method(lambda y: -0.5 * log_precision.exp() *
-                        y.square().sum(-1), targets, generator(2))
+        losses = method(
+            lambda y: -0.5 * log_precision.exp() * y.square().sum(-1),
+            targets,
+            generator(2),
+        )
         return torch.autograd.grad(losses.mean(), log_precision)[0].item()
 
     expected = variance_of(sample)
     # A bracket of a factor 2 to each side; the gradient's sign must change.
-    root = brentq(gradient, -math.log(2 * expected),
-                  -math.log(expected / 2), xtol=1e-3)
+    root = brentq(
+        gradient, -math.log(2 * expected), -math.log(expected / 2), xtol=1e-3
+    )
     assert math.exp(-root) == pytest.approx(expected, rel=0.06)

@@ -5,8 +5,9 @@ import torch
 
 from mmdet_ebm.core import DSM, SM
 
-PRECISION = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2],
-                          [0.0, -0.2, 0.5]], dtype=torch.float64)
+PRECISION = torch.tensor(
+    [[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 0.5]], dtype=torch.float64
+)
 
 
 def gaussian(y):
@@ -16,8 +17,7 @@ def gaussian(y):
 
 def test_sm_of_a_gaussian():
     targets = torch.randn(6, 3, dtype=torch.float64)
-    expected = (-PRECISION.trace() +
-                0.5 * (targets @ PRECISION).square().sum(1))
+    expected = -PRECISION.trace() + 0.5 * (targets @ PRECISION).square().sum(1)
     torch.testing.assert_close(SM()(gaussian, targets), expected)
 
 
@@ -31,9 +31,12 @@ def test_expectation_of_dsm_of_a_gaussian():
     slope = torch.eye(3, dtype=torch.float64) / sigma - sigma * PRECISION
     expected = (targets @ PRECISION).square().sum(1) + slope.square().sum()
     method = DSM(sigma, 10_000)
-    runs = torch.stack([
-        method(gaussian, targets, torch.Generator().manual_seed(seed))
-        for seed in range(100)])
+    runs = torch.stack(
+        [
+            method(gaussian, targets, torch.Generator().manual_seed(seed))
+            for seed in range(100)
+        ]
+    )
     error = runs.std(0) / 10
     assert ((runs.mean(0) - expected).abs() < 5 * error).all()
 
@@ -42,7 +45,8 @@ def test_dsm_vanishes_for_the_score_of_the_noise_itself():
     targets = torch.randn(5, 2)
     losses = DSM(0.3, 16)(
         lambda y: -0.5 * ((y - targets[:, None]) / 0.3).square().sum(-1),
-        targets)
+        targets,
+    )
     assert losses.abs().max() < 1e-6
 
 
@@ -55,7 +59,7 @@ def test_parameter_gradients_include_the_hessians():
     trace = -y1.sin() * y2
     norm = (y1.cos() * y2).square() + y1.sin().square()
     torch.testing.assert_close(loss[0], weight * trace + weight**2 / 2 * norm)
-    gradient, = torch.autograd.grad(loss.sum(), weight)
+    (gradient,) = torch.autograd.grad(loss.sum(), weight)
     torch.testing.assert_close(gradient, trace + weight.detach() * norm)
 
 
