@@ -19,6 +19,19 @@ SUPPORTED_VERSIONS = {
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
 
+def require_mmdet() -> None:
+    """What each package does first that works with mmdet.
+
+    ``mmdet_ebm.core`` and ``mmdet_ebm.ops`` need torch alone and do not call
+    it.
+
+    Raises:
+        ImportError: See :func:`check_versions`.
+    """
+    check_versions()
+    allow_own_checkpoints()
+
+
 def check_versions() -> None:
     """Import what the package needs and compare versions.
 

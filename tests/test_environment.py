@@ -1,8 +1,8 @@
 """Version bounds, safe checkpoint loading, clear refusals, a pure core."""
 
-import ast
 import os
 import pickle
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 
 from mmdet_ebm import environment
 
-from .conftest import ROOT
+from .small_models import ROOT
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_mmengine_checkpoints_load_with_weights_only(tmp_path):
+    environment.require_mmdet()
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     path = tmp_path / 'checkpoint.pth'
     torch.save(
@@ -79,22 +80,52 @@ def test_checkpoints_that_run_code_are_still_refused(tmp_path, payload):
         torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize('package', ['core', 'ops'])
-def test_core_and_ops_import_torch_alone(package):
-    allowed = set(sys.stdlib_module_names) | {'torch'}
-    for path in (ROOT / 'mmdet_ebm' / package).rglob('*.py'):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module]
-            elif isinstance(node, ast.ImportFrom):
-                depth = len(path.relative_to(ROOT / 'mmdet_ebm').parts)
-                assert node.level < depth or node.module in ('core', 'ops')
-                continue
-            else:
-                continue
-            assert {name.split('.')[0] for name in names} <= allowed, path
+WITHOUT_MMDET = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, *args):
+        if name.split('.')[0] in ('mmdet', 'mmcv', 'mmengine'):
+            raise ImportError(f'{name} must not be needed')
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from mmdet_ebm import core, ops
+
+method = core.NCEPlus(sigmas=(0.1,), num_samples=4, beta=0.1)
+losses, info = method(lambda y: -y.square().sum(-1), torch.zeros(2, 4))
+assert losses.shape == (2,) and info.noise.shape == (2, 4)
+rois = torch.tensor([[0.0, 1, 1, 3, 3]])
+assert ops.prroi_pool(torch.ones(1, 1, 4, 4), rois, 2).mean() == 1
+try:
+    import mmdet_ebm.models
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_core_and_ops_work_without_mmdet_and_models_say_what_is_missing():
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_MMDET],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'mmdet_ebm needs mmengine>=0.10.0' in done.stdout
+
+
+@pytest.mark.parametrize(
+    'package', ['apis', 'engine', 'evaluation', 'models', 'visualization']
+)
+def test_packages_that_need_mmdet_check_before_they_import_it(package):
+    text = (ROOT / 'mmdet_ebm' / package / '__init__.py').read_text()
+    imports = re.findall(r'^(?:from|import) .*|^require_mmdet.*', text, re.M)
+    assert imports[:2] == [
+        'from ..environment import require_mmdet',
+        'require_mmdet()',
+    ]
 
 
 @pytest.mark.parametrize(

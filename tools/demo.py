@@ -13,10 +13,15 @@ import shutil
 import time
 from pathlib import Path
 
-from _experiment import run_tool, train_once
+from boltons.fileutils import atomic_save
+from tabulate import tabulate
 
-PLAIN_CONFIG = 'configs/digits/faster-rcnn_r18-half_digits.py'
-ENERGY_CONFIG = 'configs/digits/faster-rcnn_r18-half_nce-plus_digits.py'
+from mmdet_ebm.engine.experiments import run_tool, train_once
+
+TOOLS = Path(__file__).resolve().parent
+CONFIGS = TOOLS.parent / 'configs/digits'
+PLAIN_CONFIG = CONFIGS / 'faster-rcnn_r18-half_digits.py'
+ENERGY_CONFIG = CONFIGS / 'faster-rcnn_r18-half_nce-plus_digits.py'
 STAGES = {
     'plain': (False, False),
     'energy_nms': (True, False),
@@ -71,14 +76,14 @@ def evaluate(
     """Metrics on the test split, as fractions."""
     shutil.rmtree(work_dir, ignore_errors=True)
     run_tool(
-        'test',
+        TOOLS / 'test.py',
         ENERGY_CONFIG,
         checkpoint,
         '--work-dir',
         work_dir,
         '--cfg-options',
-        f'model.roi_head.refinement.energy_nms={energy_nms}',
-        f'model.roi_head.refinement.ascent={ascent}',
+        f'model.refinement.energy_nms={energy_nms}',
+        f'model.refinement.ascent={ascent}',
     )
     (written,) = work_dir.glob('*/*.json')
     metrics = json.loads(written.read_text())
@@ -86,14 +91,14 @@ def evaluate(
 
 
 def table(metrics: dict[str, dict[str, float]]) -> str:
-    lines = [
-        '| stage | ' + ' | '.join(METRICS) + ' |',
-        '|---|' + '---|' * len(METRICS),
+    """In per cent, as Markdown."""
+    rows = [
+        [stage, *(100 * values[name] for name in METRICS)]
+        for stage, values in metrics.items()
     ]
-    for stage, values in metrics.items():
-        cells = ' | '.join(f'{100 * values[name]:.1f}' for name in METRICS)
-        lines.append(f'| {stage} | {cells} |')
-    return '\n'.join(lines)
+    return tabulate(
+        rows, ['stage', *METRICS], tablefmt='github', floatfmt='.1f'
+    )
 
 
 def main() -> None:
@@ -104,10 +109,11 @@ def main() -> None:
     os.environ['DIGITS_ROOT'] = str(data_dir)
 
     say('1/5 Generated digits')
-    run_tool('make_digits', data_dir)
+    run_tool(TOOLS / 'make_digits.py', data_dir)
     data = (data_dir / 'config.json').read_text()
     say('2/5 The plain detector')
     plain = train_once(
+        TOOLS / 'train.py',
         PLAIN_CONFIG,
         work_dir / 'plain',
         args.seed,
@@ -116,6 +122,7 @@ def main() -> None:
     )
     say('3/5 The energy model, detector frozen')
     energy = train_once(
+        TOOLS / 'train.py',
         ENERGY_CONFIG,
         work_dir / 'nce-plus',
         args.seed,
@@ -129,7 +136,8 @@ def main() -> None:
         stage: evaluate(energy, work_dir / 'test' / stage, *switches)
         for stage, switches in STAGES.items()
     }
-    metrics_file.write_text(json.dumps(metrics, indent=2))
+    with atomic_save(str(metrics_file), text_mode=True) as file:
+        json.dump(metrics, file, indent=2)
     say('5/5 A folder of images')
     folder = work_dir / 'images'
     folder.mkdir(exist_ok=True)
@@ -137,7 +145,7 @@ def main() -> None:
     for path in held_out[:NUM_PICTURES]:
         shutil.copy(path, folder)
     run_tool(
-        'infer',
+        TOOLS / 'infer.py',
         ENERGY_CONFIG,
         energy,
         folder,

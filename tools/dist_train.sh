@@ -10,4 +10,4 @@ if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG PROCESSES [arguments of tools/train.py]" >&2
     exit 2
 fi
-exec bash "$(dirname "$0")/_torchrun.sh" train.py "$2" "$1" "${@:3}"
+exec bash "$(dirname "$0")/dist_run.sh" train.py "$2" "$1" "${@:3}"

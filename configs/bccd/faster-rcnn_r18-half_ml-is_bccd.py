@@ -1,10 +1,8 @@
 # ML-IS: likelihood, normalised by importance sampling.
 _base_ = './faster-rcnn_r18-half_nce-plus_bccd.py'
 model = dict(
-    roi_head=dict(
-        refiner=dict(
-            loss=dict(_delete_=True, type='MLISLoss', num_samples=64),
-            step_length=(40e-5, 16e-4),
-        )
+    energy_model=dict(
+        loss=dict(_delete_=True, type='MLISLoss', num_samples=64),
+        ascent=dict(step_length=(40e-5, 16e-4)),
     )
 )

@@ -1,25 +1,22 @@
-# NCE+ energy head on the frozen plain detector of this folder.
+# NCE+ energy model on the frozen plain detector of this folder.
 _base_ = './faster-rcnn_r18-half_bccd.py'
 model = dict(
-    type='EnergyTwoStageDetector',
-    freeze_detector=True,
-    roi_head=dict(
-        type='EnergyRoIHead',
-        refiner=dict(
-            type='EnergyRefiner',
-            head=dict(fc_out_channels=256),
-            loss=dict(
-                type='NCEPlusLoss',
-                # Half the published widths; chosen on val, one seed.
-                sigmas=(0.0375, 0.075, 0.15),
-                beta=0.1,
-                num_samples=63,
-            ),
-            step_length=(80e-5, 32e-4),
+    _delete_=True,
+    type='EnergyDetector',
+    detector=_base_.model,
+    energy_model=dict(
+        head=dict(fc_out_channels=256),
+        loss=dict(
+            type='NCEPlusLoss',
+            # Half the published widths; chosen on val, one seed.
+            sigmas=(0.0375, 0.075, 0.15),
+            beta=0.1,
+            num_samples=63,
         ),
-        # keep_plain: validation shows AP with and without, and the gain.
-        refinement=dict(energy_nms=True, ascent=True, keep_plain=True),
+        ascent=dict(step_length=(80e-5, 32e-4)),
     ),
+    # keep_plain: validation shows AP with and without, and the gain.
+    refinement=dict(energy_nms=True, ascent=True, keep_plain=True),
 )
 
 # What the plain config of this folder leaves behind.

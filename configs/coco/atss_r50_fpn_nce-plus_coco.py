@@ -4,12 +4,11 @@ _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
 from mmengine.hub import get_config
 
 detector = get_config('mmdet::atss/atss_r50_fpn_1x_coco.py').model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
 )
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/atss/atss_r50_fpn_1x_coco/atss_r50_fpn_1x_coco_20200209-985f7bd0.pth'

@@ -6,12 +6,11 @@ from mmengine.hub import get_config
 detector = get_config(
     'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
 ).model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
 )
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco/cascade_rcnn_r50_fpn_1x_coco_20200316-3dc56deb.pth'

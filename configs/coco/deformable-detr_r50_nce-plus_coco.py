@@ -6,13 +6,12 @@ from mmengine.hub import get_config
 detector = get_config(
     'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
 ).model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
     features='encoder',  # better than the neck's for DINO on the digits
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
 )
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco/deformable-detr-refine-twostage_r50_16xb2-50e_coco_20221021_184714-acc8a5ff.pth'

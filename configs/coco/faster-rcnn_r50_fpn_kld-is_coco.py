@@ -1,10 +1,8 @@
 # KLD-IS: divergence to a Gaussian around the annotation.
 _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
 model = dict(
-    roi_head=dict(
-        refiner=dict(
-            loss=dict(_delete_=True, type='KLDISLoss'),
-            step_length=(40e-5, 16e-4),
-        )
+    energy_model=dict(
+        loss=dict(_delete_=True, type='KLDISLoss'),
+        ascent=dict(step_length=(40e-5, 16e-4)),
     )
 )

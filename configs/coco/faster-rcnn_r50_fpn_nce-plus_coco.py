@@ -9,25 +9,21 @@ custom_imports = dict(
 )
 
 model = dict(
-    type='EnergyTwoStageDetector',
-    freeze_detector=True,
-    backbone=dict(init_cfg=None),  # load_from brings all weights
-    roi_head=dict(
-        type='EnergyRoIHead',
-        refiner=dict(
-            type='EnergyRefiner',
-            head=dict(fc_out_channels=1024),
-            loss=dict(
-                type='NCEPlusLoss',
-                sigmas=(0.075, 0.15, 0.3),
-                beta=0.1,
-                num_samples=127,
-            ),
-            # The published ascent: num_steps=10, step_rule='decay'.
-            step_length=(80e-5, 32e-4),
+    _delete_=True,
+    type='EnergyDetector',
+    detector=_base_.model,
+    energy_model=dict(
+        head=dict(fc_out_channels=1024),
+        loss=dict(
+            type='NCEPlusLoss',
+            sigmas=(0.075, 0.15, 0.3),
+            beta=0.1,
+            num_samples=127,
         ),
-        refinement=dict(energy_nms=True, ascent=True),
+        # The published ascent: num_steps=10, step_rule='decay'.
+        ascent=dict(step_length=(80e-5, 32e-4)),
     ),
+    refinement=dict(energy_nms=True, ascent=True),
 )
 # mmdet's own checkpoint of the base config, AP 37.4. A local path works too.
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'

@@ -1,16 +1,7 @@
 # Detector and energy model trained together from ImageNet weights, by the 1x
 # schedule of Detectron (90k iterations of 16 images, about mmdet's 12 epochs).
 _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
-model = dict(
-    freeze_detector=False,
-    backbone=dict(
-        init_cfg=dict(
-            _delete_=True,
-            type='Pretrained',
-            checkpoint='torchvision://resnet50',
-        )
-    ),
-)
+model = dict(freeze_detector=False)
 load_from = None
 
 train_cfg = dict(max_iters=90000)

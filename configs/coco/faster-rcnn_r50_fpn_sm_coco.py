@@ -2,11 +2,9 @@
 # It needs second derivatives, hence the smooth activation.
 _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
 model = dict(
-    roi_head=dict(
-        refiner=dict(
-            head=dict(act_cfg=dict(type='SiLU')),
-            loss=dict(_delete_=True, type='SMLoss'),
-            step_length=(2.5e-5, 1e-4),
-        )
+    energy_model=dict(
+        head=dict(act_cfg=dict(type='SiLU')),
+        loss=dict(_delete_=True, type='SMLoss'),
+        ascent=dict(step_length=(2.5e-5, 1e-4)),
     )
 )

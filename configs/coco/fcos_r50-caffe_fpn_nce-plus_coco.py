@@ -6,12 +6,11 @@ from mmengine.hub import get_config
 detector = get_config(
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 ).model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
 )
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/fcos/fcos_r50_caffe_fpn_gn-head_1x_coco/fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth'

@@ -4,12 +4,11 @@ _base_ = './faster-rcnn_r50_fpn_nce-plus_coco.py'
 from mmengine.hub import get_config
 
 detector = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
-detector.backbone.init_cfg = None  # load_from brings all weights
 model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=detector,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
 )
 del detector
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth'

@@ -9,7 +9,7 @@ model = dict(
     detector=Config.fromfile(
         '{{ fileDirname }}/cascade-rcnn_r18-half_digits.py'
     ).model,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
     refinement=dict(keep_plain=True),
 )  # validation shows the gain
 del Config

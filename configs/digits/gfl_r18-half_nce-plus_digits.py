@@ -7,7 +7,7 @@ model = dict(
     _delete_=True,
     type='EnergyDetector',
     detector=Config.fromfile('{{ fileDirname }}/gfl_r18-half_digits.py').model,
-    refiner=_base_.model.roi_head.refiner,
+    energy_model=_base_.model.energy_model,
     refinement=dict(keep_plain=True),
 )  # validation shows the gain
 del Config

@@ -1,5 +1,10 @@
 """Inference on images, folders and videos."""
 
+from ..environment import require_mmdet
+
+require_mmdet()
+
+
 from .inferencer import EnergyDetInferencer
 from .inputs import expand_inputs, read_image
 from .model import build_model

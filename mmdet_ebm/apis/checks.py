@@ -1,29 +1,28 @@
-"""Refuse what would fail late, or silently give nonsense.
+"""Checks of models and checkpoints before a run.
 
-Each check raises a ValueError that says what was found and what to do.
+They find errors that would appear late, or would give wrong results without a
+message. Each check raises a ValueError that names the fault and a way to
+correct it.
 """
 
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..models import EnergyRefiner
-from ..models.refinement import Refinement
+from ..models import EnergyDetector, EnergyModel
+from ..models.detectors.checkpoint_keys import ENERGY_MODEL, rename_old_keys
 
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """For command lines: the message of an error instead of its traceback."""
+    """End a command with the message of an error, without a traceback."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
@@ -31,11 +30,11 @@ def exit_with_message() -> Iterator[None]:
 
 
 def load_checkpoint_file(checkpoint: str | Path) -> dict:
-    """What a checkpoint file holds, on the CPU.
+    """Load a checkpoint file to the CPU.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is none.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint.
     """
     if '://' not in str(checkpoint) and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint at {checkpoint}')
@@ -55,10 +54,16 @@ def load_checkpoint_file(checkpoint: str | Path) -> dict:
 
 
 def require_registered(config: Config) -> None:
-    """The config must have imported the types that it names."""
+    """Require that the type of the config's model is registered."""
     wanted = config.get('model', {}).get('type')
     if wanted is None:
         raise ValueError('the config has no model; name an mmdet config')
+    if wanted == 'EnergyTwoStageDetector':
+        raise ValueError(
+            'EnergyTwoStageDetector is gone. EnergyDetector is the one way '
+            'in, for every detector: see docs/add_to_your_detector.md. '
+            'Checkpoints of the old class load as they are'
+        )
     if isinstance(wanted, str) and MODELS.get(wanted) is None:
         raise ValueError(
             f'no model type {wanted} is known. If it is one of mmdet_ebm, add '
@@ -68,29 +73,29 @@ def require_registered(config: Config) -> None:
         )
 
 
-def find_refiner(model: nn.Module) -> tuple[str, EnergyRefiner] | None:
-    """A model's energy model, and where its parameters lie."""
-    for name, module in model.named_modules():
-        if isinstance(module, EnergyRefiner):
-            return name, module
+def find_energy_model(model: nn.Module) -> EnergyModel | None:
+    """The energy model of an ``EnergyDetector``, which may be wrapped."""
+    detector = unwrapped(model)
+    if isinstance(detector, EnergyDetector):
+        return detector.energy_model
     return None
 
 
-def is_frozen(model: nn.Module) -> bool:
-    """Whether the energy model trains alone, on a detector that is given."""
-    return any(
-        getattr(module, 'freeze_detector', False) for module in model.modules()
-    )
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without what distributed training or augmentation put around."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def require_energy_model(model: nn.Module) -> None:
     """There must be something to refine with."""
-    if find_refiner(model) is None:
+    if find_energy_model(model) is None:
         raise ValueError(
-            f'the config has no energy model (its {type(model).__name__} has '
-            'no EnergyRefiner), so nothing would be refined. Name the config '
-            'that the energy model was trained with; docs/'
-            'add_to_your_detector.md shows how to write one'
+            f'the config has no energy model (its {type(model).__name__} '
+            'is no EnergyDetector), so nothing would be refined. Name the '
+            'config that the energy model was trained with; '
+            'docs/add_to_your_detector.md shows how to write one'
         )
 
 
@@ -108,27 +113,26 @@ def require_weights(
         detector_only: The energy model's own weights need not be there.
     """
     loaded = load_checkpoint_file(checkpoint)
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = unwrapped(model)
     state = {
         re.sub('^(module[.])+', '', key): value
         for key, value in loaded.get('state_dict', loaded).items()
     }
-    name, refiner = find_refiner(model) or ('', None)
-    prefix = f'{name}.' if refiner is not None else None
-    energy = prefix and not detector_only and _is_refining(model)
-    if energy and not any(key.startswith(prefix) for key in state):
-        stages = ' '.join(f'{switch}=False' for switch in _switches(model))
+    if isinstance(model, EnergyDetector):
+        rename_old_keys(state)
+    switches = _stages_that_are_on(model)
+    needs_energy = bool(switches) and not detector_only
+    if needs_energy and not any(key.startswith(ENERGY_MODEL) for key in state):
         raise ValueError(
             f'{checkpoint} holds no weights of an energy model (no key with '
-            f'"{prefix}"); train one with this config, use the plain '
+            f'"{ENERGY_MODEL}"). Train one with this config, use the plain '
             "detector's config, or switch all stages of its refinement off "
-            f'(--cfg-options {stages})'
+            f'(--cfg-options {" ".join(f"{s}=False" for s in switches)})'
         )
     complaints = [
         complaint
         for complaint in _load(model, state)
-        if energy or prefix is None or not complaint.startswith(prefix)
+        if needs_energy or not complaint.startswith(ENERGY_MODEL)
     ]
     if not complaints:
         return
@@ -143,9 +147,10 @@ def require_weights(
 
 
 def _load(model: nn.Module, state: dict) -> list[str]:
-    """Load a state as far as it fits; what does not, by the model's names.
+    """Load the weights that fit; describe those that do not.
 
-    It will be loaded anyway, and only loading knows what a module accepts.
+    Only loading shows what a module accepts, and the state will be loaded
+    into this model anyway.
     """
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
@@ -174,15 +179,16 @@ def _require_classes_of(checkpoint, loaded: dict, model: nn.Module) -> None:
         return
     raise ValueError(
         f'{checkpoint} was trained for {len(classes)} classes '
-        f'({_listed(classes)}) and the config has num_classes={ours}. Use a '
+        f'({listed(classes)}) and the config has num_classes={ours}. Use a '
         f'detector trained for these classes, or set num_classes='
-        f'{len(classes)} (model.roi_head.bbox_head.num_classes in a two-stage '
-        'detector) and the classes of the data set (metainfo) accordingly'
+        f'{len(classes)} (model.detector.roi_head.bbox_head.num_classes in a '
+        'two-stage detector) and the classes of the data set (metainfo) '
+        'accordingly'
     )
 
 
 def dataset_meta(loaded: dict) -> dict:
-    """Meta information of the training data in a checkpoint."""
+    """Meta information of the training data in a checkpoint; may be empty."""
     meta = loaded.get('meta', {})
     if 'dataset_meta' in meta:
         return {
@@ -198,9 +204,9 @@ def number_of_classes(model: nn.Module) -> int | None:
     """
     if any(hasattr(module, 'language_model') for module in model.modules()):
         return None
-    refiner = find_refiner(model)
-    if refiner is not None:
-        return refiner[1].head.num_classes
+    energy_model = find_energy_model(model)
+    if energy_model is not None:
+        return energy_model.head.num_classes
     for name, module in model.named_modules():
         if 'bbox_head' in name and isinstance(
             getattr(module, 'num_classes', None), int
@@ -212,208 +218,30 @@ def number_of_classes(model: nn.Module) -> int | None:
 def require_classes(
     model: nn.Module, classes: Iterable[str], where: str
 ) -> None:
-    """A model and a data set must have the same number of classes."""
+    """Require that a model and a data set have the same number of classes."""
     ours, classes = number_of_classes(model), tuple(classes)
     if ours is not None and len(classes) != ours:
         raise ValueError(
             f'the model has num_classes={ours} and {where} has '
-            f'{len(classes)} classes ({_listed(classes)}). Set num_classes '
+            f'{len(classes)} classes ({listed(classes)}). Set num_classes '
             '(model.roi_head.bbox_head.num_classes in a two-stage detector) '
             'and metainfo = dict(classes=(...)) of every dataset to your '
             'classes'
         )
 
 
-def require_classes_of_data(runner: Runner, split: str) -> None:
-    """A data set's classes must be the model's, and in its annotations.
-
-    mmdet leaves objects of other classes out without a word. The runner's
-    loop is built here, as it would be a little later.
-
-    Args:
-        runner: With a model and the loop of ``split``.
-        split: 'train', 'val' or 'test'.
-    """
-    configs = dict(
-        _dataset_configs(
-            runner.cfg[f'{split}_dataloader'].get('dataset'),
-            f'{split}_dataloader.dataset',
-        )
-    )
-    for where, config in configs.items():
-        metainfo = DATASETS.build(dict(config, lazy_init=True)).metainfo
-        if 'classes' in metainfo:
-            require_classes(runner.model, metainfo['classes'], where)
-    try:
-        loop = getattr(runner, f'{split}_loop')
-    except ValueError:  # of an empty data set, for one thing
-        _require_categories(configs)
-        raise
-    if any(
-        len(inner.cat_ids) != len(inner.metainfo['classes'])
-        for inner in _datasets(loop.dataloader.dataset)
-        if getattr(inner, 'cat_ids', None) is not None
-    ):
-        _require_categories(configs)
-
-
-def _require_categories(dataset_configs: dict[str, dict]) -> None:
-    for where, config in dataset_configs.items():
-        dataset = DATASETS.build(dict(config, lazy_init=True))
-        if not str(dataset.ann_file).endswith('.json'):
-            continue
-        annotations = json.loads(Path(dataset.ann_file).read_text())
-        found = [c['name'] for c in annotations.get('categories', [])]
-        lacking = [c for c in dataset.metainfo['classes'] if c not in found]
-        if lacking:
-            raise ValueError(
-                f'{where} looks for classes that {dataset.ann_file} does not '
-                f'have: {_listed(lacking)}. It has {_listed(found)}; set '
-                'metainfo = dict(classes=(...)) of the dataset to those names'
-            )
-
-
-def require_files(config: Config, splits: Iterable[str]) -> None:
-    """Annotation files and image folders must exist.
-
-    Args:
-        config: With ``<split>_dataloader`` and ``<split>_evaluator``.
-        splits: Of 'train', 'val' and 'test', those used.
-    """
-    hint = (
-        '. Set data_root (and ann_file, data_prefix) in the config or '
-        'with --cfg-options; the shipped configs read the environment '
-        'variables BCCD_ROOT and DIGITS_ROOT, and "python '
-        'tools/make_digits.py data/digits" makes the digits'
-    )
-    for split in splits:
-        loader = config.get(f'{split}_dataloader') or {}
-        for where, dataset in _dataset_configs(
-            loader.get('dataset'), f'{split}_dataloader.dataset'
-        ):
-            root = dataset.get('data_root') or ''
-            ann_file = dataset.get('ann_file') or ''
-            if _is_missing(root, ann_file):
-                raise ValueError(
-                    f'no annotation file {os.path.join(root, ann_file)} '
-                    f'({where}.ann_file){hint}'
-                )
-            prefix = dataset.get('data_prefix') or {}
-            images = prefix.get('img', prefix.get('img_path', ''))
-            if isinstance(images, str) and _is_missing(root, images):
-                raise ValueError(
-                    f'no image folder {os.path.join(root, images)} '
-                    f'({where}.data_prefix){hint}'
-                )
-        evaluators = config.get(f'{split}_evaluator') or []
-        if isinstance(evaluators, dict):
-            evaluators = [evaluators]
-        for evaluator in evaluators:
-            ann_file = evaluator.get('ann_file') or ''
-            if _is_missing('', ann_file):
-                raise ValueError(
-                    f'no annotation file {ann_file} '
-                    f'({split}_evaluator.ann_file){hint}'
-                )
-
-
-def require_levels(model: nn.Module) -> None:
-    """The energy model must pool from maps that the detector has."""
-    refiner = find_refiner(model)
-    if refiner is None:
-        return
-    name = f'model.{refiner[0]}.roi_extractor'
-    extractor = refiner[1].roi_extractor
-    advice = f'. Leave {name} out to take it from the detector, or correct it'
-    necks = [
-        module
-        for key, module in model.named_modules()
-        if key.split('.')[-1] == 'neck'
-    ]
-    channels = getattr(necks[0], 'out_channels', None) if necks else None
-    if isinstance(channels, int) and channels != extractor.out_channels:
-        raise ValueError(
-            f"the detector's feature maps have {channels} channels and "
-            f'{name}.out_channels is {extractor.out_channels}{advice}'
-        )
-    levels = getattr(necks[0], 'num_outs', None) if necks else None
-    if isinstance(levels, int) and levels < extractor.num_inputs:
-        raise ValueError(
-            f'the detector has {levels} levels and {name}.featmap_strides '
-            f'names {extractor.num_inputs}: {extractor.featmap_strides}'
-            f'{advice}'
-        )
-    for module in model.modules():
-        theirs = getattr(
-            getattr(module, 'bbox_roi_extractor', None),
-            'featmap_strides',
-            None,
-        )
-        count = extractor.num_inputs
-        if (
-            theirs
-            and tuple(theirs)[:count]
-            != extractor.featmap_strides[: len(theirs)]
-        ):
-            raise ValueError(
-                f"the levels of the detector's box head have strides "
-                f'{tuple(theirs)} and {name}.featmap_strides is '
-                f'{extractor.featmap_strides}{advice}'
-            )
-
-
-def _stages(model: nn.Module) -> dict[str, Refinement]:
-    """The stages of refinement, by their place in the model's config."""
-    return {
-        '.'.join(
-            filter(None, ('model', name, 'refinement'))
-        ): module.refinement
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, 'refinement', None), Refinement)
-    }
-
-
-def _is_refining(model: nn.Module) -> bool:
-    stages = _stages(model)
-    return not stages or any(stage.is_on for stage in stages.values())
-
-
-def _switches(model: nn.Module) -> list[str]:
+def _stages_that_are_on(model: nn.Module) -> list[str]:
+    """The stages of refinement that run, by their place in the config."""
+    if not isinstance(model, EnergyDetector):
+        return []
     return [
-        f'{place}.{name}'
-        for place, stage in _stages(model).items()
+        f'model.refinement.{name}'
         for name in ('energy_nms', 'ascent', 'uncertainty')
-        if getattr(stage, name)
+        if getattr(model.refinement, name)
     ]
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first names of a list, for a message."""
     names = list(names)
     return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
-
-
-def _datasets(dataset) -> Iterator:
-    if hasattr(dataset, 'datasets'):
-        for inner in dataset.datasets:
-            yield from _datasets(inner)
-    elif hasattr(dataset, 'dataset'):
-        yield from _datasets(dataset.dataset)
-    else:
-        yield dataset
-
-
-def _dataset_configs(dataset, where: str) -> Iterator[tuple[str, dict]]:
-    if not isinstance(dataset, dict):
-        return
-    if 'dataset' in dataset:
-        yield from _dataset_configs(dataset['dataset'], f'{where}.dataset')
-    elif 'datasets' in dataset:
-        for i, inner in enumerate(dataset['datasets']):
-            yield from _dataset_configs(inner, f'{where}.datasets.{i}')
-    elif not dataset.get('backend_args'):
-        yield where, dataset
-
-
-def _is_missing(root: str, path: str) -> bool:
-    joined = os.path.join(root, path)
-    return bool(path) and '://' not in joined and not os.path.exists(joined)

@@ -1,12 +1,11 @@
-"""A page with the pictures of a run, without anything from elsewhere."""
+"""A web page with the pictures of a run. It needs no network."""
 
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 from .inputs import Source
-from .store import ResultStore
+from .results_folder import ResultsFolder, write_file
 
 _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
@@ -29,25 +28,25 @@ img, video {{ width: 100%; }}
 
 
 def write_gallery(
-    store: ResultStore,
+    folder: ResultsFolder,
     sources: Iterable[Source],
     skipped: dict[str, str],
     legend: str,
-) -> Path:
-    """Write ``index.html`` of the pictures and videos that are there.
+) -> None:
+    """Write ``index.html`` with the pictures and videos of a folder.
 
     Args:
-        store: Where they are.
-        sources: Their images and videos.
+        folder: Holds the pictures.
+        sources: Images and videos; those without a picture are left out.
         skipped: Reasons by name.
         legend: What the pictures show.
     """
     figures = []
     for source in sources:
-        file = store.picture_file(source.name, source.is_video)
+        file = folder.picture_file(source.name, source.is_video)
         if not file.exists():
             continue
-        link = quote(file.relative_to(store.folder).as_posix())
+        link = quote(file.relative_to(folder.path).as_posix())
         shown = (
             f'<video controls src="{link}"></video>'
             if source.is_video
@@ -61,13 +60,12 @@ def write_gallery(
         f'<li>{escape(name)}: {escape(reason)}</li>'
         for name, reason in skipped.items()
     )
-    page = store.folder / 'index.html'
-    page.write_text(
+    write_file(
+        folder.path / 'index.html',
         _PAGE.format(
             title=f'{len(figures)} images and videos',
             legend=escape(legend),
             skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
             figures='\n'.join(figures),
-        )
+        ),
     )
-    return page

@@ -1,12 +1,10 @@
-"""Detect and refine on anything with images in it."""
+"""Detect and refine on images, folders and videos."""
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmdet.structures import DetDataSample
@@ -15,24 +13,17 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from ..version import __version__
+from .batching import EndOfVideo, PendingImage, group_into_batches
 from .checks import require_energy_model
 from .gallery import write_gallery
-from .inputs import (
-    InputsType,
-    Source,
-    UnreadableInput,
-    count_frames,
-    expand_inputs,
-    read_frames,
-    read_image,
-)
-from .items import EndOfVideo, Item, batches
+from .inputs import InputsType, count_frames, expand_inputs
 from .model import build_model
 from .pictures import PictureWriter
+from .reading import InputReader
 from .results import ImageResult, Summary, to_instances, to_prediction
-from .store import ResultStore, frame_name
+from .results_folder import ResultsFolder
 
-# Images per second also where it takes seconds per image.
+# Shows images per second even if one takes seconds.
 _PROGRESS = (
     '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
     '{rate_noinv_fmt}{postfix}]'
@@ -52,13 +43,14 @@ class EnergyDetInferencer:
         model: Config file or config; None takes the one that mmengine stored
             in the checkpoint.
         weights: Checkpoint file.
-        device: For example 'cuda:0'; the first GPU, or the CPU without one.
+        device: For example 'cuda:0'; None takes the first GPU, or the CPU if
+            there is none.
         cfg_options: Changes to the config.
         show_progress: Whether to show a progress bar.
 
     Attributes:
         classes: Names of the labels.
-        summary: Of the latest call.
+        summary: Counts of the latest call.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -104,7 +96,7 @@ class EnergyDetInferencer:
                 'the test pipeline must begin with '
                 f'LoadImageFromFile, not {pipeline[0]["type"]}'
             )
-        # Images are read (and checked) once, for the model and the picture.
+        # An image is read and checked once, for the model and the picture.
         loader = dict(
             type='mmdet.LoadImageFromNDArray',
             to_float32=pipeline[0].get('to_float32', False),
@@ -127,22 +119,16 @@ class EnergyDetInferencer:
         compare: bool = False,
         overwrite: bool = False,
     ) -> dict:
-        """Predict, and keep all results in memory (:meth:`stream` does not).
+        """Predict, and return all results; :meth:`stream` needs less memory.
 
         Args:
             inputs: See ``expand_inputs``.
-            batch_size: As of :meth:`stream`.
+            batch_size: As in :meth:`stream`, like the arguments below that
+                are not listed.
             return_vis: Whether to return pictures.
-            no_save_vis: As of :meth:`stream`.
-            pred_score_thr: As of :meth:`stream`.
             return_datasamples: Return mmdet's ``DetDataSample`` rather than
                 dicts; those of an earlier run have no meta information.
             print_result: Whether to print the predictions.
-            no_save_pred: As of :meth:`stream`.
-            out_dir: As of :meth:`stream`.
-            recursive: As of :meth:`stream`.
-            compare: As of :meth:`stream`.
-            overwrite: As of :meth:`stream`.
 
         Returns:
             ``predictions`` and ``visualization`` (empty without
@@ -196,22 +182,26 @@ class EnergyDetInferencer:
         compare: bool = False,
         overwrite: bool = False,
     ) -> Iterator[ImageResult]:
-        """Yield results as they are ready, not quite in order.
+        """Yield each result as soon as it is ready.
+
+        Images of different sizes may overtake each other; ``index`` of a
+        result is its place in the order of the inputs.
 
         Args:
             inputs: See ``expand_inputs``.
-            batch_size: Images in a forward pass, at most; images whose
-                padding would change the result are not put together.
+            batch_size: Most images in a forward pass. Images are put together
+                only if padding does not change the result.
             keep_pictures: Whether results carry their pictures.
             no_save_vis: Whether to write no pictures to ``out_dir``.
             pred_score_thr: Class score from which boxes are drawn;
                 predictions hold all.
             no_save_pred: Whether to write no predictions to ``out_dir``; the
                 next run cannot continue then.
-            out_dir: Where to write, see ``ResultStore``; nowhere without one.
+            out_dir: Folder to write to, see ``ResultsFolder``; '' writes
+                nothing.
             recursive: Look into subfolders of folders.
             compare: Draw the boxes before the refinement as well.
-            overwrite: Compute again what ``out_dir`` has.
+            overwrite: Remove the results in ``out_dir`` first.
 
         Raises:
             FileNotFoundError: If an input does not exist.
@@ -224,17 +214,19 @@ class EnergyDetInferencer:
         self.summary = Summary()
         sources = expand_inputs(inputs, recursive, self._num_arrays, out_dir)
         self._num_arrays += sum(source.path is None for source in sources)
-        store = None
+        folder = None
         if out_dir:
-            store = ResultStore(out_dir, self._settings, overwrite)
-            store.require_own_names(sources)
+            folder = ResultsFolder(out_dir, self._settings, overwrite)
+            folder.require_own_names(sources)
         pictures = PictureWriter(
-            None if no_save_vis else store,
+            None if no_save_vis else folder,
             self.classes,
             pred_score_thr,
             compare,
             always=keep_pictures,
         )
+        images = InputReader(self._pipeline, folder, pictures).read(sources)
+        divisor = getattr(self.model.data_preprocessor, 'pad_size_divisor', 1)
         done = {}
         with tqdm(
             total=sum(map(count_frames, sources)),
@@ -242,27 +234,15 @@ class EnergyDetInferencer:
             bar_format=_PROGRESS,
             disable=not self.show_progress,
         ) as progress:
-            for batch in batches(
-                self._items(sources, store, pictures),
-                batch_size,
-                self._batch_key,
-            ):
+            for batch in group_into_batches(images, batch_size, divisor):
                 if isinstance(batch, EndOfVideo):
-                    pictures.close(batch.source)
-                    if batch.complete and store is not None:
-                        details = dict(num_frames=batch.num_frames)
-                        if pictures.store is not None:
-                            details['picture'] = pictures.settings
-                        store.finish(
-                            batch.source.name,
-                            batch.source,
-                            batch.signature,
-                            **details,
-                        )
+                    _finish_video(batch, folder, pictures)
                     continue
-                self._predict([item for item in batch if item.data])
-                for item in batch:
-                    result = self._finish(item, store, pictures, no_save_pred)
+                self._predict([pending for pending in batch if pending.data])
+                for pending in batch:
+                    result = _finish_image(
+                        pending, folder, pictures, not no_save_pred
+                    )
                     self.summary.add(result)
                     if result.error is None:
                         done[result.index] = result.name
@@ -271,180 +251,89 @@ class EnergyDetInferencer:
                         skipped=len(self.summary.skipped), refresh=False
                     )
                     yield result
-        if store is not None and not no_save_pred:
-            store.write_coco(
+        if folder is not None and not no_save_pred:
+            folder.write_coco(
                 (done[index] for index in sorted(done)), self.classes
             )
-        if pictures.store is not None:
+        if pictures.folder is not None:
             write_gallery(
-                store, sources, self.summary.skipped, pictures.legend
+                folder, sources, self.summary.skipped, pictures.legend
             )
         self.summary.seconds = time.perf_counter() - start
 
-    # ---------------------------------------------------------- in the order
-
-    def _items(
-        self,
-        sources: Sequence[Source],
-        store: ResultStore | None,
-        pictures: PictureWriter,
-    ) -> Iterator[Item | EndOfVideo]:
-        """Read what has to be read, and load what is finished."""
-        index = 0
-        for source in sources:
-            signature = source.signature()
-            if source.is_video:
-                items = self._video_items(source, signature, store, pictures)
-            else:
-                items = self._image_items(source, signature, store, pictures)
-            for item in items:
-                if isinstance(item, Item):
-                    item.result.index = index
-                    index += 1
-                yield item
-
-    def _image_items(
-        self,
-        source: Source,
-        signature: str,
-        store: ResultStore | None,
-        pictures: PictureWriter,
-    ) -> Iterator[Item]:
-        item = Item(ImageResult(source.name), source, signature)
-        if store is not None:
-            item.result.keep(store.finished(source.name, signature))
-        if not item.result.kept or pictures.needs(source):
-            try:
-                self._prepare(item, read_image(source.content))
-            except UnreadableInput as error:
-                item.result.error = str(error)
-        yield item
-
-    def _video_items(
-        self,
-        source: Source,
-        signature: str,
-        store: ResultStore | None,
-        pictures: PictureWriter,
-    ) -> Iterator[Item | EndOfVideo]:
-
-        def frame_item(number: int) -> Item:
-            item = Item(
-                ImageResult(frame_name(source.name, number)), source, signature
-            )
-            if store is not None:
-                item.result.keep(store.finished(item.result.name, signature))
-            return item
-
-        if store is not None and not pictures.needs(source):
-            finished = store.num_frames(source.name, signature)
-            if finished:
-                yield from map(frame_item, range(finished))
-                return
-        number, complete = 0, True
-        try:
-            for frame in read_frames(source.content):
-                item = frame_item(number)
-                self._prepare(item, frame)
-                number += 1
-                yield item
-        except UnreadableInput as error:
-            complete = False
-            yield Item(
-                ImageResult(source.name, error=str(error)), source, signature
-            )
-        yield EndOfVideo(source, signature, number, complete)
-
-    def _prepare(self, item: Item, image: np.ndarray) -> None:
-        """Hand an image on, and what the model takes if it is to see it."""
-        item.image = image
-        if item.result.kept:
-            return
-        try:
-            item.data = self._pipeline(
-                dict(img=image, img_id=0, img_path=item.source.path)
-            )
-        except Exception as error:
-            reason = ' '.join(str(error).split())
-            item.result.error = (
-                f'the test pipeline failed on its {image.shape[1]} x '
-                f'{image.shape[0]} pixels: {type(error).__name__}: {reason}'
-            )
-
-    def _batch_key(self, item: Item) -> object:
-        """Items of one key may share a batch, and stay in order.
-
-        A smaller image would be padded further in a batch than alone, and
-        what is behind its border would change its features.
-        """
-        if item.source.is_video:
-            return item.source.name
-        if item.data is None:
-            return None
-        divisor = getattr(self.model.data_preprocessor, 'pad_size_divisor', 1)
-        return tuple(
-            math.ceil(side / divisor)
-            for side in item.data['inputs'].shape[-2:]
-        )
-
     @torch.no_grad()
-    def _predict(self, items: Sequence[Item]) -> None:
-        if not items:
+    def _predict(self, batch: Sequence[PendingImage]) -> None:
+        """Run the model; images that do not fit together run one by one."""
+        if not batch:
             return
         try:
             samples = self.model.test_step(
                 dict(
-                    inputs=[item.data['inputs'] for item in items],
-                    data_samples=[item.data['data_samples'] for item in items],
+                    inputs=[pending.data['inputs'] for pending in batch],
+                    data_samples=[
+                        pending.data['data_samples'] for pending in batch
+                    ],
                 )
             )
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             samples = None
+        # The error holds memory, so what follows is outside of its handler.
         if samples is not None:
-            for item, sample in zip(items, samples):
-                sample.set_metainfo(dict(img_path=item.source.path))
-                item.result.sample = sample
-        elif len(items) > 1:  # outside of the handler, which holds memory
-            for item in items:
-                self._predict([item])
+            for pending, sample in zip(batch, samples):
+                sample.set_metainfo(dict(img_path=pending.source.path))
+                pending.result.sample = sample
+        elif len(batch) > 1:
+            for pending in batch:
+                self._predict([pending])
         else:
-            height, width = items[0].data['inputs'].shape[-2:]
-            items[0].result.error = (
+            height, width = batch[0].data['inputs'].shape[-2:]
+            batch[0].result.error = (
                 f'out of memory at {width} x {height} network-input pixels; '
                 'make the Resize of the test pipeline smaller'
             )
 
-    def _finish(
-        self,
-        item: Item,
-        store: ResultStore | None,
-        pictures: PictureWriter,
-        no_save_pred: bool,
-    ) -> ImageResult:
-        """Save, draw and note what an item has become."""
-        result, source = item.result, item.source
-        if result.error is not None:
-            return result
-        if not result.kept:
-            result.prediction = to_prediction(result.sample.pred_instances)
-            if store is not None and not no_save_pred:
-                store.save(result.name, result.prediction)
-        details = {}
-        if result.kept:
-            details = store.details(result.name)
-        if item.image is not None:
-            details['size'] = [item.image.shape[1], item.image.shape[0]]
-            if pictures.wanted:
-                picture = pictures.draw(source, item.image, result.prediction)
-                result.picture = picture if pictures.always else None
-                result.redrawn = result.kept
-                if not source.is_video:
-                    details['picture'] = pictures.settings
-        if store is not None:
-            store.finish(result.name, source, item.signature, **details)
+
+def _finish_image(
+    pending: PendingImage,
+    folder: ResultsFolder | None,
+    pictures: PictureWriter,
+    save_prediction: bool,
+) -> ImageResult:
+    """Save and draw the result of an image or frame, and note it as done."""
+    result, source = pending.result, pending.source
+    if result.error is not None:
         return result
+    if not result.kept:
+        result.prediction = to_prediction(result.sample.pred_instances)
+        if folder is not None and save_prediction:
+            folder.save(result.name, result.prediction)
+    details = folder.details(result.name) if result.kept else {}
+    if pending.image is not None:
+        height, width = pending.image.shape[:2]
+        details['size'] = [width, height]
+        if pictures.wanted:
+            picture = pictures.draw(source, pending.image, result.prediction)
+            result.picture = picture if pictures.always else None
+            result.redrawn = result.kept
+            if not source.is_video:
+                details['picture'] = pictures.settings
+    if folder is not None:
+        folder.finish(result.name, source, pending.signature, details)
+    return result
+
+
+def _finish_video(
+    end: EndOfVideo, folder: ResultsFolder | None, pictures: PictureWriter
+) -> None:
+    """Finish the video of pictures; note the source, if it was complete."""
+    pictures.close(end.source)
+    if end.complete and folder is not None:
+        details = dict(num_frames=end.num_frames)
+        if pictures.folder is not None:
+            details['picture'] = pictures.settings
+        folder.finish(end.source.name, end.source, end.signature, details)
 
 
 def _digest(weights: str | Path) -> str:
@@ -453,7 +342,7 @@ def _digest(weights: str | Path) -> str:
     return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         'not enough memory' in str(error) or "can't allocate" in str(error)
     )

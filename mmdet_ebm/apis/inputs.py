@@ -1,4 +1,4 @@
-"""What a run takes: images, arrays, folders, patterns and videos, by name."""
+"""Inputs of a run: images, arrays, folders, patterns and videos."""
 
 import glob
 import hashlib
@@ -6,24 +6,15 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from PIL import Image
 
-IMAGE_SUFFIXES = (
-    '.jpg',
-    '.jpeg',
-    '.png',
-    '.bmp',
-    '.tif',
-    '.tiff',
-    '.webp',
-    '.ppm',
-    '.pgm',
-)
 VIDEO_SUFFIXES = (
     '.mp4',
     '.avi',
@@ -35,8 +26,9 @@ VIDEO_SUFFIXES = (
     '.mpeg',
     '.wmv',
 )
-# An image of more pixels is named and skipped: it would take over 400 MB
-# decoded, and several times that on its way through a pipeline.
+SUFFIXES = IMG_EXTENSIONS + VIDEO_SUFFIXES
+# Larger images are skipped. Decoded, they would take over 400 MB, and a
+# pipeline takes several times that.
 MAX_PIXELS = 2**27
 
 InputType = str | Path | np.ndarray
@@ -44,7 +36,7 @@ InputsType = InputType | Sequence[InputType]
 
 
 class UnreadableInput(ValueError):
-    """An image or video that gives no (whole) result; says why."""
+    """An image or video cannot be read, or not all of it; says why."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class Source:
     """One image or video.
 
     Attributes:
-        name: What its results are called: the path below the folder that all
-            inputs have in common, suffix included, so that no two meet.
+        name: Name of its results: the path below the folder that all inputs
+            have in common, with the suffix, so that no two are equal.
         content: Path, or the image itself.
     """
 
@@ -74,7 +66,7 @@ class Source:
         )
 
     def signature(self) -> str:
-        """What changes when the content does."""
+        """Text that changes when the content does."""
         if isinstance(self.content, np.ndarray):
             array = np.ascontiguousarray(self.content)
             digest = hashlib.sha1(array.tobytes()).hexdigest()
@@ -92,19 +84,19 @@ def expand_inputs(
     first_array: int = 0,
     exclude: str | Path = '',
 ) -> list[Source]:
-    """The images and videos that inputs stand for, each with a name.
+    """List the images and videos of inputs, each with a name.
 
     A folder stands for the images and videos in it, in the order of their
-    names; a pattern such as ``data/*/x.jpg`` for what it matches (``**`` for
-    any folders); a file that is named itself is taken whatever its suffix.
-    What is named twice is taken once.
+    names. A pattern such as ``data/*/x.jpg`` stands for the files that match
+    it; ``**`` matches any folders. A file may have any suffix. A file that is
+    named twice is taken once.
 
     Args:
         inputs: One of, or a list of: path of an image, video or folder,
             pattern, image array (see :func:`read_image`).
         recursive: Look into subfolders of folders.
-        first_array: Number of the first array, by which arrays are named.
-        exclude: Folder of which nothing is taken: that of the results.
+        first_array: Number of the first array; arrays are named by number.
+        exclude: Folder of the results, of which nothing is taken.
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder or pattern
@@ -144,22 +136,22 @@ def expand_inputs(
 def _files(
     entry: str | Path, recursive: bool, exclude: str | Path
 ) -> tuple[Path, list[Path]]:
-    """The folder that names are counted from, and the files below it."""
+    """The folder that names are relative to, and the files below it."""
     path = Path(os.path.abspath(entry))
     excluded = Path(os.path.abspath(exclude)) if exclude else None
     if path.is_dir():
-        # Dangling links are kept, to be reported by name.
+        # Broken links are kept, so that they are reported by name.
         found = sorted(
             file
             for file in path.glob('**/*' if recursive else '*')
-            if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+            if file.suffix.lower() in SUFFIXES
             and excluded not in file.parents
             and not file.is_dir()
         )
         if not found:
             raise FileNotFoundError(
                 f'no image or video in the folder {entry} (looked for '
-                f'{", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}'
+                f'{", ".join(SUFFIXES)}'
                 f'{"" if recursive else "; not in its subfolders"})'
             )
         return path, found
@@ -181,15 +173,15 @@ def _files(
 
 
 def read_image(content: Path | np.ndarray) -> np.ndarray:
-    """An image as mmdet's loaders give it: (H, W, 3) uint8, BGR.
+    """Read an image as mmdet's loaders do: (H, W, 3) uint8, BGR.
 
-    Files are decoded by OpenCV, as in training: turned as their EXIF says,
-    grey repeated to three channels, alpha dropped, of 16 bits the upper 8
-    kept. Arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16
-    are brought to that form likewise.
+    OpenCV decodes files, as in training. It turns them as their EXIF data
+    say, repeats grey three times, drops alpha and keeps the upper 8 of 16
+    bits. Arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16
+    are converted in the same way.
 
     Raises:
-        UnreadableInput: If it cannot be had whole.
+        UnreadableInput: If the image or a part of it cannot be read.
     """
     if isinstance(content, np.ndarray):
         return _three_channels(content)
@@ -215,20 +207,17 @@ def read_image(content: Path | np.ndarray) -> np.ndarray:
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """The frames (H, W, 3) of a video, uint8, BGR.
+    """Yield the frames of a video, (H, W, 3) uint8 BGR.
 
     Raises:
-        UnreadableInput: If it cannot be opened; after the last frame that can
-            be read, if the video should have more. Containers only estimate
-            how many there are, so a tenth may be missing.
+        UnreadableInput: If the video cannot be opened, or, after its last
+            readable frame, if more than a tenth of the frames is missing.
+            Videos only estimate how many frames they have.
     """
     capture, promised = _open_video(path)
     count = 0
     try:
-        while True:
-            read, frame = capture.read()
-            if not read:
-                break
+        while (frame := capture.read()[1]) is not None:
             count += 1
             yield frame
     finally:
@@ -290,10 +279,10 @@ def _three_channels(array: np.ndarray) -> np.ndarray:
 
 
 def _complaint(data: bytes) -> str | None:
-    """Why image data should not be decoded.
+    """Why image data should not be decoded; None if nothing is wrong.
 
-    OpenCV 4 fills what is missing of a truncated JPEG with grey and says
-    nothing. Pillow complains, at a fraction of the cost of decoding.
+    OpenCV 4 fills the missing part of a truncated JPEG with grey and gives no
+    error. Pillow gives one, at a fraction of the cost of decoding.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -309,18 +298,18 @@ def _complaint(data: bytes) -> str | None:
                 'cut it into tiles'
             )
         except Exception as error:
-            # What Pillow merely does not know, OpenCV may.
+            # OpenCV may know formats that Pillow does not.
             if 'truncated' in str(error):
                 return str(error)
     return None
 
 
-class _quiet_opencv:
-    """Keeps OpenCV from writing what is reported by name anyway."""
-
-    def __enter__(self) -> None:
-        self.level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-    def __exit__(self, *exception) -> None:
-        cv2.utils.logging.setLogLevel(self.level)
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from printing errors that are reported by name anyway."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

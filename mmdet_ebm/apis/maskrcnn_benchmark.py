@@ -14,10 +14,12 @@ import torch
 from mmdet.datasets import CocoDataset
 from torch import Tensor, nn
 
+from ..models import EnergyDetector
+from ..models.detectors.checkpoint_keys import ENERGY_MODEL as ENERGY
+from ..models.detectors.checkpoint_keys import rename_old_keys
 from .checks import load_checkpoint_file
 
 # What names begin with, there and here.
-ENERGY = 'roi_head.refiner.'
 RENAMED = {
     'backbone.body.stem.conv1.': 'backbone.conv1.',
     'backbone.body.stem.bn1.': 'backbone.bn1.',
@@ -49,7 +51,8 @@ class Conversion:
     """What became of a checkpoint.
 
     Attributes:
-        state_dict: The weights by mmdet's names.
+        state_dict: The weights by the names of an ``EnergyDetector``; of the
+            plain detector if there is no energy model.
         used: The name that each tensor got, by its old one.
         changed: What was changed in tensors, by old name.
         dropped: Why tensors were left out, by old name.
@@ -67,7 +70,7 @@ class Conversion:
 
 
 def convert_state_dict(
-    source: Mapping[str, Tensor], model: nn.Module
+    source: Mapping[str, Tensor], model: EnergyDetector
 ) -> Conversion:
     """Rename and rearrange all weights for a model, or refuse.
 
@@ -98,15 +101,12 @@ def convert_state_dict(
             used[key] = RENAMED[prefix] + key[len(prefix) :]
     expected = {
         key: value
-        for key, value in model.state_dict().items()
+        for key, value in model.detector.state_dict().items()
         if not key.endswith('num_batches_tracked')
     }
-    if not any(key.startswith(ENERGY) for key in used.values()):
-        expected = {
-            key: value
-            for key, value in expected.items()
-            if not key.startswith(ENERGY)
-        }
+    if any(key.startswith(ENERGY) for key in used.values()):
+        for key, value in model.energy_model.state_dict().items():
+            expected[ENERGY + key] = value
     came_from = {new: old for old, new in used.items()}
     missing = [_old_name(key) for key in expected if key not in came_from]
     unknown += [old for old, new in used.items() if new not in expected]
@@ -126,7 +126,7 @@ def convert_state_dict(
         state[new], change = _rearranged(new, source[old])
         if change:
             changed[old] = change
-    for name, module in model.named_modules():
+    for name, module in model.detector.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             variance = state[f'{name}.running_var']
             if not (variance > 0).all():
@@ -155,6 +155,8 @@ def convert_state_dict(
     if misshapen:
         raise ValueError(_listed('of another shape:', misshapen))
     _check_anchors({key: source[key] for key in anchors}, model)
+    if first in state:
+        rename_old_keys(state)
     return Conversion(
         state,
         used,
@@ -164,7 +166,7 @@ def convert_state_dict(
 
 
 def convert_checkpoint(
-    path: str | Path, out: str | Path, model: nn.Module
+    path: str | Path, out: str | Path, model: EnergyDetector
 ) -> Conversion:
     """Convert a file. Nothing is written unless all of it fits.
 
@@ -230,10 +232,10 @@ def _rearranged(name: str, value: Tensor) -> tuple[Tensor, str]:
     return value.clone(), ''
 
 
-def _check_anchors(anchors: dict[str, Tensor], model: nn.Module) -> None:
+def _check_anchors(anchors: dict[str, Tensor], model: EnergyDetector) -> None:
     for key, value in anchors.items():
         level = int(key[len(ANCHORS) :])
-        ours = model.rpn_head.prior_generator.base_anchors
+        ours = model.detector.rpn_head.prior_generator.base_anchors
         if (
             level >= len(ours)
             or value.shape != ours[level].shape
@@ -245,11 +247,11 @@ def _check_anchors(anchors: dict[str, Tensor], model: nn.Module) -> None:
             )
 
 
-def _classes(model: nn.Module) -> dict:
+def _classes(model: EnergyDetector) -> dict:
     classes = CocoDataset.METAINFO['classes']
     return (
         dict(classes=classes)
-        if len(classes) == model.roi_head.bbox_head.num_classes
+        if len(classes) == model.detector.roi_head.bbox_head.num_classes
         else {}
     )
 

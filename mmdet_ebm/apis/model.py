@@ -1,4 +1,4 @@
-"""A detector with its weights, refused where results would be nonsense."""
+"""Build a detector with its weights; refuse weights that do not fit."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from .checks import (
     dataset_meta,
     load_checkpoint_file,
     require_classes,
-    require_levels,
     require_registered,
     require_weights,
 )
@@ -24,19 +23,19 @@ def build_model(
     device: str | None = None,
     cfg_options: dict | None = None,
 ) -> nn.Module:
-    """A detector in eval mode with its weights, on a device.
+    """Build a detector with its weights, in eval mode.
 
     Args:
         config: Config file or config; None takes the one in the checkpoint.
-        checkpoint: Weights; those of the energy model must be among them.
-        device: For example 'cuda:0'; the first GPU, or the CPU without one.
+        checkpoint: Weights, including those of the energy model.
+        device: For example 'cuda:0'; None takes the first GPU, or the CPU if
+            there is none.
         cfg_options: Changes to the config.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If config and checkpoint do not go together, for example
-            if the config has an energy model and the checkpoint has no weights
-            for it: refining with random energies would harm boxes.
+        ValueError: If config and checkpoint do not go together. Without the
+            weights of the energy model, random energies would harm boxes.
     """
     loaded = load_checkpoint_file(checkpoint)
     if config is None:
@@ -60,7 +59,6 @@ def build_model(
     model = init_detector(
         config, str(checkpoint), device=device, cfg_options={}
     )
-    require_levels(model)
     require_weights(model, checkpoint)
     if 'classes' in dataset_meta(loaded):
         where = str(checkpoint)

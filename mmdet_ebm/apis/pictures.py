@@ -1,4 +1,4 @@
-"""Pictures of a run, and the videos that frames become again."""
+"""Pictures of a run; those of frames become a video again."""
 
 import os
 from collections.abc import Sequence
@@ -11,45 +11,49 @@ import numpy as np
 from ..visualization import draw_refinement
 from .inputs import Source, frame_rate
 from .results import to_instances
-from .store import ResultStore
+from .results_folder import ResultsFolder
 
 
 class PictureWriter:
-    """Draws predictions, and writes what is not there yet.
+    """Draws predictions, and writes the pictures that are missing.
 
     Args:
-        store: Where to write; None writes nothing.
+        folder: Where to write; None writes nothing.
         classes: Names of the labels.
         score_thr: Class score from which boxes are drawn.
         compare: Draw the boxes before the refinement as well.
-        always: Draw whatever is there.
+        always: Draw a picture even if the folder has it.
     """
 
     def __init__(
         self,
-        store: ResultStore | None,
+        folder: ResultsFolder | None,
         classes: Sequence[str],
         score_thr: float,
         compare: bool,
         always: bool,
     ) -> None:
-        self.store = store
+        self.folder = folder
         self.classes = classes
         self.score_thr = score_thr
         self.compare = compare
         self.always = always
-        self._videos: dict[str, cv2.VideoWriter] = {}
+        # Of the video whose frames are being drawn; videos do not overlap.
+        self._video: cv2.VideoWriter | None = None
 
     @property
     def wanted(self) -> bool:
-        return self.always or self.store is not None
+        """Whether a picture is drawn of each image that was read."""
+        return self.always or self.folder is not None
 
     @property
     def settings(self) -> str:
+        """Text that is noted with a picture; it changes when pictures do."""
         return f'pred_score_thr={self.score_thr:g} compare={self.compare}'
 
     @property
     def legend(self) -> str:
+        """What the pictures show, for their reader."""
         before = ', before it dashed' if self.compare else ''
         return (
             f'Boxes after refinement solid{before}; class scores from '
@@ -57,18 +61,28 @@ class PictureWriter:
         )
 
     def needs(self, source: Source) -> bool:
-        """Whether a source must be read for its picture."""
-        if self.always or self.store is None:
+        """Whether a finished source must be read again for its picture."""
+        if self.always or self.folder is None:
             return self.always
-        file = self.store.picture_file(source.name, source.is_video)
-        drawn = self.store.details(source.name).get('picture')
+        file = self.folder.picture_file(source.name, source.is_video)
+        drawn = self.folder.details(source.name).get('picture')
         return drawn != self.settings or not file.exists()
 
     def draw(
         self, source: Source, image: np.ndarray, prediction: dict
     ) -> np.ndarray:
-        """Picture (H', W', 3), RGB, of an image, BGR; written as asked."""
-        # Masks of the others need not be decoded.
+        """Draw a prediction, and write the picture if there is a folder.
+
+        Args:
+            source: The image, or the video that it is a frame of.
+            image: (H, W, 3) uint8 BGR.
+            prediction: See ``to_prediction``.
+
+        Returns:
+            The picture (H', W', 3), uint8 RGB.
+        """
+        # Detections below the threshold are left out before their masks are
+        # decoded.
         rows = [
             row
             for row, score in enumerate(prediction['scores'])
@@ -85,43 +99,43 @@ class PictureWriter:
             score_thr=self.score_thr,
             compare=self.compare,
         )
-        if self.store is not None:
+        if self.folder is not None:
+            written = np.ascontiguousarray(picture[..., ::-1])
             if source.is_video:
-                self._video(source, picture).write(picture[..., ::-1].copy())
+                self._write_frame(source, written)
             else:
-                mmcv.imwrite(
-                    picture[..., ::-1],
-                    str(self.store.picture_file(source.name)),
-                )
+                file = self.folder.picture_file(source.name)
+                mmcv.imwrite(written, str(file))
         return picture
 
     def close(self, source: Source) -> None:
-        """A video's last frame has been drawn."""
-        writer = self._videos.pop(source.name, None)
-        if writer is not None:
-            writer.release()
-            file = self.store.picture_file(source.name, video=True)
+        """Finish a video after its last frame."""
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+            file = self.folder.picture_file(source.name, video=True)
             os.replace(_partial(file), file)
 
-    def _video(self, source: Source, picture: np.ndarray) -> cv2.VideoWriter:
-        if source.name not in self._videos:
-            file = self.store.picture_file(source.name, video=True)
+    def _write_frame(self, source: Source, picture: np.ndarray) -> None:
+        """Append a picture (H, W, 3), BGR, to the video of a source."""
+        if self._video is None:
+            file = self.folder.picture_file(source.name, video=True)
             file.parent.mkdir(parents=True, exist_ok=True)
             height, width = picture.shape[:2]
-            writer = cv2.VideoWriter(
+            self._video = cv2.VideoWriter(
                 str(_partial(file)),
                 cv2.VideoWriter_fourcc(*'mp4v'),
                 frame_rate(source.content),
                 (width, height),
             )
-            if not writer.isOpened():
+            if not self._video.isOpened():
                 raise RuntimeError(
                     f'OpenCV cannot write {file} (MPEG-4); run without '
                     'pictures (--no-save-vis, no_save_vis=True)'
                 )
-            self._videos[source.name] = writer
-        return self._videos[source.name]
+        self._video.write(picture)
 
 
 def _partial(file: Path) -> Path:
+    """The name of an unfinished video; OpenCV needs its suffix."""
     return file.with_suffix('.part.mp4')

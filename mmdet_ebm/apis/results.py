@@ -1,6 +1,7 @@
-"""What inference gives for an image and for a run, as data."""
+"""The results of inference, for an image and for a run, as data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
-# Fields of a prediction, in the order of the JSON, where a model gives them.
+# Fields of a prediction in the order of the JSON; a model may lack some.
 FIELDS = (
     'labels',
     'scores',
@@ -21,23 +22,32 @@ FIELDS = (
     'box_std',
     'box_logprobs',
 )
-_WIDTHS = {'bboxes': 4, 'initial_bboxes': 4, 'box_std': 4}
+_FIELDS_OF_FOUR = ('bboxes', 'initial_bboxes', 'box_std')
+# COCO's name (one detection) for a field of predictions (all of an image).
+# Boxes are not among them: corners become x, y, width, height.
+_COCO_FIELDS = {
+    'scores': 'score',
+    'logdensities': 'logdensity',
+    'box_logprobs': 'box_logprob',
+    'box_std': 'box_std',
+    'masks': 'segmentation',
+}
 
 
 @dataclass
 class ImageResult:
-    """What became of one image or video frame.
+    """The result of one image or video frame.
 
     Attributes:
         name: Of the image, see ``Source``; ``NAME/000012`` is a frame.
         prediction: Lists by field, boxes in the image's pixels; None if the
             image was skipped.
         picture: (H, W, 3) uint8 RGB, if it was asked for.
-        error: Why it was skipped.
-        kept: Whether the prediction is an earlier run's.
-        redrawn: Whether it was kept, and a picture drawn of it.
+        error: Why the image was skipped; None if it was not.
+        kept: Whether the prediction is from an earlier run.
+        redrawn: Whether it is, and its picture was drawn again.
         sample: mmdet's result, unless ``kept``.
-        index: Its place in the order of the inputs.
+        index: Number of the image in the order of the inputs.
     """
 
     name: str
@@ -49,21 +59,16 @@ class ImageResult:
     sample: DetDataSample | None = None
     index: int = 0
 
-    def keep(self, prediction: dict | None) -> None:
-        """Take an earlier run's prediction, if there is one."""
-        self.prediction = prediction
-        self.kept = prediction is not None
-
 
 @dataclass
 class Summary:
     """Counts of a run.
 
     Attributes:
-        done: Images (frames) with a result, including the kept ones.
-        kept: Those whose results an earlier run had left.
-        redrawn: Those of the kept ones whose pictures were drawn anew.
-        skipped: Reason, by name.
+        done: Images and frames with a result, including the kept ones.
+        kept: Those whose results are from an earlier run.
+        redrawn: Those of the kept ones whose pictures were drawn again.
+        skipped: Reason by name.
         seconds: Duration.
     """
 
@@ -85,7 +90,7 @@ class Summary:
         new = self.done - self.kept
         earlier = f'{self.kept} by an earlier run' if self.kept else ''
         if self.redrawn:
-            earlier += f', {self.redrawn} of them drawn anew'
+            earlier += f', {self.redrawn} of them drawn again'
         rate = f', {new / self.seconds:.1f} images/s' if new else ''
         lines = [
             f'{self.done} done{f" ({earlier})" if earlier else ""}, '
@@ -99,14 +104,15 @@ class Summary:
 
 
 def to_prediction(instances: InstanceData) -> dict:
-    """mmdet's JSON form of detections, with this package's fields.
+    """Convert detections to mmdet's JSON form, with this package's fields.
 
     Returns:
-        For K detections ``labels``, ``scores`` [K], ``bboxes`` [K][4], and as
-        far as the model gives them ``masks`` (run lengths), ``logdensities``
-        [K], ``initial_bboxes`` [K][4], ``box_std`` [K][4] and
-        ``box_logprobs`` [K]. A number that is not finite (the uncertainty of
-        a box too small to have one) is None: JSON has no other word for it.
+        For K detections ``labels``, ``scores`` [K], ``bboxes`` [K][4] and, if
+        the model gives them, ``masks`` (run lengths), ``logdensities`` [K],
+        ``initial_bboxes`` [K][4], ``box_std`` [K][4] and ``box_logprobs``
+        [K]. Boxes are corners in the image's pixels. A number that is not
+        finite is None, because JSON has no word for it; the uncertainty of a
+        very small box is such a number.
     """
     instances = instances.cpu()
     prediction = {
@@ -123,7 +129,7 @@ def to_prediction(instances: InstanceData) -> dict:
 
 
 def to_instances(prediction: dict) -> InstanceData:
-    """The detections that :func:`to_prediction` was given."""
+    """Convert what :func:`to_prediction` returned back to detections."""
     instances = InstanceData()
     for name, values in prediction.items():
         if name == 'masks':
@@ -134,9 +140,33 @@ def to_instances(prediction: dict) -> InstanceData:
         elif name in FIELDS:
             dtype = torch.int64 if name == 'labels' else torch.float32
             tensor = torch.from_numpy(np.array(values, float)).to(dtype)
-            width = _WIDTHS.get(name)
-            instances[name] = tensor.view(-1, width) if width else tensor
+            is_four = name in _FIELDS_OF_FOUR
+            instances[name] = tensor.view(-1, 4) if is_four else tensor
     return instances
+
+
+def coco_annotations(prediction: dict) -> list[dict]:
+    """Convert the prediction of an image to COCO annotations without ids."""
+    annotations = []
+    for row, label in enumerate(prediction['labels']):
+        box = _xywh(prediction['bboxes'][row])
+        annotation = dict(
+            category_id=label + 1, bbox=box, area=box[2] * box[3], iscrowd=0
+        )
+        for plural, name in _COCO_FIELDS.items():
+            if plural in prediction:
+                annotation[name] = prediction[plural][row]
+        if 'initial_bboxes' in prediction:
+            annotation['initial_bbox'] = _xywh(
+                prediction['initial_bboxes'][row]
+            )
+        annotations.append(annotation)
+    return annotations
+
+
+def _xywh(corners: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = corners
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def _finite(values):

@@ -1,16 +1,24 @@
-"""The method in plain PyTorch: noise, losses, ascent. Imports no mmdet."""
+"""The method in plain PyTorch: noise, training methods, ascent. No mmdet.
+
+A model gives f(y), the unnormalised log-density of y for what it sees; larger
+is better. The energy of the papers is E = -f.
+"""
 
 from .ascent import (
     STEP_RULES,
+    AscentInfo,
     AscentResult,
+    BoxAscent,
+    IoUNetAscent,
     decayed_steps,
     gradient_ascent,
     secant_steps,
     stopping_ascent,
 )
-from .diagnostics import RecordedLogDensity, separation, training_figures
+from .chunked import chunked_loss, chunks_of
+from .diagnostics import separation
 from .langevin import langevin_chain
-from .losses import (
+from .methods import (
     DSM,
     KLDIS,
     MLIS,
@@ -19,16 +27,17 @@ from .losses import (
     SM,
     IoUNet,
     NCEPlus,
-    SamplingMethod,
     relative_iou,
 )
 from .noise import (
     GaussianMixtureNoise,
+    Generators,
+    draw,
     noise_logprob,
     quasi_random_noise,
     sample_noise,
 )
-from .types import LogDensityFn
+from .types import LogDensityFn, LossInfo
 from .uncertainty import (
     DensitySamples,
     Laplace,
@@ -40,24 +49,30 @@ from .uncertainty import (
 )
 
 __all__ = [
+    'AscentInfo',
     'AscentResult',
+    'BoxAscent',
     'DSM',
     'DensitySamples',
     'GaussianMixtureNoise',
+    'Generators',
     'IoUNet',
+    'IoUNetAscent',
     'KLDIS',
     'Laplace',
     'LogDensityFn',
+    'LossInfo',
     'MLIS',
     'MLMCMC',
     'NCE',
     'NCEPlus',
-    'RecordedLogDensity',
     'SM',
     'STEP_RULES',
     'SampleWeights',
-    'SamplingMethod',
+    'chunked_loss',
+    'chunks_of',
     'decayed_steps',
+    'draw',
     'gradient_ascent',
     'hessian',
     'langevin_chain',
@@ -70,6 +85,5 @@ __all__ = [
     'secant_steps',
     'separation',
     'stopping_ascent',
-    'training_figures',
     'weigh_samples',
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .random import Generators, draw
+from .noise import Generators, draw
 from .types import LogDensityFn
 
 

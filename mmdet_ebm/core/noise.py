@@ -12,14 +12,53 @@ arXiv 2005.01698, equation 10.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from .random import Generators, draw
+# Several generators: each supplies an equal share of the first dimension, so
+# that models that train together in one batch keep their own random streams.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+# Widths: one number for each component, or a row of D of them.
+Sigmas = Sequence[float | Sequence[float]]
+
+
+def draw(
+    sampler: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: Generators,
+    **options: Any,
+) -> Tensor:
+    """Call ``sampler(shape, generator=..., **options)``.
+
+    Args:
+        sampler: ``torch.randn``, or a function called like it.
+        shape: (N, ...).
+        generator: Source of randomness; the device's global one without it.
+            Of P generators, the p-th supplies rows p N / P to (p + 1) N / P.
+        options: Passed on, ``dtype`` and ``device`` for example.
+
+    Raises:
+        ValueError: If N is not a multiple of the number of generators.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return sampler(tuple(shape), generator=generator, **options)
+    if not generator or shape[0] % len(generator):
+        raise ValueError(
+            'expected a first dimension that is a multiple of '
+            f'the number of generators, got shape {tuple(shape)} '
+            f'and {len(generator)} generators'
+        )
+    part = (shape[0] // len(generator), *shape[1:])
+    return torch.cat(
+        [sampler(part, generator=single, **options) for single in generator]
+    )
 
 
 def sample_noise(
@@ -72,7 +111,7 @@ def quasi_random_noise(
         .to(sigmas.device)
     )
     component = (points[:, 0] * len(sigmas)).long().clamp(max=len(sigmas) - 1)
-    normal = torch.special.ndtri(points[:, 1:].clamp(1e-9, 1 - 1e-9))
+    normal: Tensor = torch.special.ndtri(points[:, 1:].clamp(1e-9, 1 - 1e-9))
     return sigmas[component] * normal.to(sigmas.dtype)
 
 
@@ -96,7 +135,8 @@ def noise_logprob(offsets: Tensor, sigmas: Tensor) -> Tensor:
     ]
     largest = reduce(torch.maximum, parts).detach()
     largest = largest.clamp(min=torch.finfo(largest.dtype).min)
-    return sum((part - largest).exp() for part in parts).log() + largest
+    total: Tensor = sum((part - largest).exp() for part in parts)
+    return total.log() + largest
 
 
 class GaussianMixtureNoise(nn.Module):
@@ -110,7 +150,9 @@ class GaussianMixtureNoise(nn.Module):
         ValueError: If ``sigmas`` is empty, ragged or not positive.
     """
 
-    def __init__(self, sigmas: Sequence[float | Sequence[float]]):
+    sigmas: Tensor
+
+    def __init__(self, sigmas: Sigmas) -> None:
         super().__init__()
         try:
             values = torch.tensor(sigmas, dtype=torch.float32)

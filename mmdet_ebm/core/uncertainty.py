@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from .noise import noise_logprob
 from .types import LogDensityFn
@@ -178,7 +179,7 @@ def sample_density(
         raise ValueError(f'radius must be positive, got {radius}')
     largest = sigmas.amax(0)
 
-    def evaluate(offsets):
+    def evaluate(offsets: Tensor) -> Tensor:
         inside = (offsets / largest).square().sum(-1) <= radius**2
         logdensity = logdensity_fn(centres[:, None] + offsets)
         return torch.where(inside, logdensity, -torch.inf)
@@ -187,16 +188,17 @@ def sample_density(
         offsets = wide.expand(len(centres), -1, -1)
         wide_logprob = noise_logprob(wide, sigmas).expand(len(centres), -1)
         found = DensitySamples(offsets, evaluate(offsets), wide_logprob)
-        if len(normal) == 0:
+        if len(normal) == 0 or len(centres) == 0:
             return found
         mean, covariance = found.weigh(temperature).moments(wide)
-        proposal = _Gaussians.around(mean, covariance, sigmas.amin() / 4)
-        adapted = proposal.transform(normal)
+        proposal = _second_proposal(mean, covariance, sigmas.amin() / 4)
+        adapted = proposal.loc[:, None] + normal @ proposal.scale_tril.mT
         everything = torch.cat([offsets, adapted], 1)
         share = len(wide) / (len(wide) + len(normal))
         logprob = torch.logaddexp(
             noise_logprob(everything, sigmas) + math.log(share),
-            proposal.logprob(everything) + math.log(1 - share),
+            proposal.log_prob(everything.transpose(0, 1)).mT
+            + math.log(1 - share),
         )
         return DensitySamples(
             everything,
@@ -205,38 +207,18 @@ def sample_density(
         )
 
 
-@dataclass(frozen=True)
-class _Gaussians:
-    """N Gaussians: means (N, D), lower triangular roots (N, D, D)."""
-
-    mean: Tensor
-    root: Tensor
-
-    @classmethod
-    def around(
-        cls, mean: Tensor, covariance: Tensor, least: Tensor
-    ) -> '_Gaussians':
-        # Where the first round knew nothing: a narrow one at the centre.
-        covariance = (
-            _INFLATION * covariance.nan_to_num(0.0)
-            + torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
-            * least**2
-        )
-        # cholesky_ex does not make the host wait for its verdict.
-        return cls(
-            mean.nan_to_num(0.0), torch.linalg.cholesky_ex(covariance).L
-        )
-
-    def transform(self, normal: Tensor) -> Tensor:
-        return self.mean[:, None] + normal @ self.root.mT
-
-    def logprob(self, y: Tensor) -> Tensor:
-        white = torch.linalg.solve_triangular(
-            self.root, (y - self.mean[:, None]).mT, upper=False
-        )
-        determinant = self.root.diagonal(dim1=1, dim2=2).log().sum(1)
-        constant = determinant + 0.5 * y.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * white.square().sum(1) - constant[:, None]
+def _second_proposal(
+    mean: Tensor, covariance: Tensor, least: Tensor
+) -> MultivariateNormal:
+    """N Gaussians; narrow ones at the centre where nothing is known."""
+    floor = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+    covariance = _INFLATION * covariance.nan_to_num(0.0) + floor * least**2
+    # cholesky_ex and no validation: the host does not wait for a verdict.
+    return MultivariateNormal(
+        mean.nan_to_num(0.0),
+        scale_tril=torch.linalg.cholesky_ex(covariance).L,
+        validate_args=False,
+    )
 
 
 def hessian(logdensity_fn: LogDensityFn, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data that the project generates itself."""
+"""Generated data sets."""
 
 from .digits import DigitsConfig, generate_digits
 

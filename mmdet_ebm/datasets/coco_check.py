@@ -1,39 +1,50 @@
-"""Is a COCO folder whole? Better asked before a training of days."""
+"""Check that a COCO folder is complete, before a long training."""
 
 import json
 import random
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from PIL import Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 # Images and annotations of the official files of 2017.
 COUNTS = dict(train=(118287, 860001), val=(5000, 36781))
 # The ids of the 80 classes, in the order of their names in mmdet.
-CATEGORY_IDS = tuple(
-    i
-    for i in range(1, 91)
-    if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-)
+_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)
 
 
 @dataclass
 class SplitReport:
-    """What was found in a split.
+    """Findings in a split.
 
     Attributes:
         facts: Counts, for the reader.
-        errors: What will stop a training or falsify its figures.
-        warnings: What may be intended.
+        errors: Faults that stop a training or falsify its figures.
+        warnings: Faults that may be intended.
     """
 
     facts: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def add_error(self, what: str, cases: Sequence[object]) -> None:
+        """Report an error and its first cases, if there are any."""
+        _add(self.errors, what, cases)
+
+    def add_warning(self, what: str, cases: Sequence[object]) -> None:
+        """Report a warning and its first cases, if there are any."""
+        _add(self.warnings, what, cases)
+
+
+def _add(lines: list[str], what: str, cases: Sequence[object]) -> None:
+    if cases:
+        more = f' and {len(cases) - 3:,} more' if len(cases) > 3 else ''
+        first = ', '.join(map(str, cases[:3]))
+        lines.append(f'{what} ({len(cases):,}): {first}{more}')
 
 
 def check_coco_split(
@@ -48,9 +59,9 @@ def check_coco_split(
         root: Folder with ``annotations/instances_<split>2017.json`` and
             ``<split>2017/``.
         split: 'train' or 'val'.
-        num_images: Images to decode, chosen at random but always the same;
-            None for all, 0 for none.
-        subset: Accept other counts: the folder holds a part of COCO.
+        num_images: Images to decode, a random choice that is always the
+            same; None decodes all.
+        subset: The folder holds a part of COCO, so counts may differ.
     """
     report = SplitReport()
     path = Path(root) / f'annotations/instances_{split}2017.json'
@@ -63,14 +74,13 @@ def check_coco_split(
         f'{len(images):,} images and {len(annotations):,} '
         f'annotations in {path}'
     )
-    found = len(images), len(annotations)
-    if found != COUNTS[split]:
-        (report.warnings if subset else report.errors).append(
-            'the official file has {:,} images and {:,} annotations'.format(
-                *COUNTS[split]
-            )
-            + ('' if subset else '; --subset accepts a part of it')
-        )
+    if (len(images), len(annotations)) != COUNTS[split]:
+        official = 'the official file has {:,} images and {:,} annotations'
+        official = official.format(*COUNTS[split])
+        if subset:
+            report.warnings.append(official)
+        else:
+            report.errors.append(f'{official}; --subset accepts a part of it')
     _check_categories(content['categories'], report)
     _check_annotations(images, annotations, report)
     _check_images(folder, images, num_images, report)
@@ -108,8 +118,7 @@ def _check_categories(categories: list[dict], report: SplitReport) -> None:
         if expected.get(i) != found.get(i)
     ]
     report.facts.append(f'{len(found)} categories')
-    if wrong:
-        report.errors.append(_some("categories differ from COCO's 80", wrong))
+    report.add_error("categories differ from COCO's 80", wrong)
 
 
 def _check_annotations(
@@ -126,32 +135,22 @@ def _check_annotations(
     for annotation in annotations:
         size = sizes.get(annotation['image_id'])
         if size is None or annotation['category_id'] not in CATEGORY_IDS:
-            strays.append(str(annotation['id']))
+            strays.append(annotation['id'])
             continue
         x, y, w, h = annotation['bbox']
         if w <= 0 or h <= 0:
-            flat.append(str(annotation['id']))
+            flat.append(annotation['id'])
         elif x < -1 or y < -1 or x + w > size[0] + 1 or y + h > size[1] + 1:
-            outside.append(str(annotation['id']))
+            outside.append(annotation['id'])
     annotated = {a['image_id'] for a in annotations}
     report.facts.append(
         f'{len(annotated & set(sizes)):,} images with annotations'
     )
-    if strays:
-        report.errors.append(
-            _some('annotations of unknown images or categories', strays)
-        )
-    if flat:
-        report.warnings.append(
-            _some('boxes without area, which mmdet leaves out', flat)
-        )
-    if outside:
-        report.errors.append(
-            _some(
-                'boxes outside their images (are they x, y, width, height?)',
-                outside,
-            )
-        )
+    report.add_error('annotations of unknown images or categories', strays)
+    report.add_warning('boxes without area, which mmdet leaves out', flat)
+    report.add_error(
+        'boxes outside their images (are they x, y, width, height?)', outside
+    )
 
 
 def _check_images(
@@ -175,10 +174,8 @@ def _check_images(
         f'{len(names) - len(missing):,} of {len(names):,} '
         f'image files in {folder}'
     )
-    if missing:
-        report.errors.append(_some('image files are missing', missing))
-    if empty:
-        report.errors.append(_some('image files are empty', empty))
+    report.add_error('image files are missing', missing)
+    report.add_error('image files are empty', empty)
     readable = sorted(
         (image for image in images if present.get(image['file_name'])),
         key=lambda image: image['file_name'],
@@ -187,28 +184,25 @@ def _check_images(
         readable = random.Random(0).sample(
             readable, min(num_images, len(readable))
         )
-    with ThreadPoolExecutor() as pool:
-        faults = list(
-            tqdm(
-                pool.map(lambda image: _fault(folder, image), readable),
-                total=len(readable),
-                desc=f'decoding {folder.name}',
-            )
-        )
-    faults = [fault for fault in faults if fault]
+    found = thread_map(
+        lambda image: _fault(folder, image),
+        readable,
+        desc=f'decoding {folder.name}',
+    )
+    faults = [fault for fault in found if fault]
     report.facts.append(
         f'{len(readable) - len(faults):,} of '
         f'{len(readable):,} decoded image files are whole'
     )
-    if faults:
-        report.errors.append(_some('image files are broken', faults))
+    report.add_error('image files are broken', faults)
 
 
 def _fault(folder: Path, image: dict) -> str | None:
+    """What is wrong with an image file, if anything."""
     name = image['file_name']
     try:
         with Image.open(folder / name) as opened:
-            opened.load()  # all of it: a cut-off file fails here
+            opened.load()  # decodes all, so a truncated file fails here
             size = opened.size
     except Exception as error:
         return f'{name} ({error})'
@@ -218,9 +212,3 @@ def _fault(folder: Path, image: dict) -> str | None:
             f'{image["height"]})'
         )
     return None
-
-
-def _some(what: str, items: Iterable[str]) -> str:
-    items = list(items)
-    more = f' and {len(items) - 3:,} more' if len(items) > 3 else ''
-    return f'{what} ({len(items):,}): {", ".join(items[:3])}{more}'

@@ -1,7 +1,7 @@
 """A generated detection set: scikit-learn's handwritten digits on clutter.
 
-The boxes are exact by construction (the extent of the pixels that were
-drawn), which no annotated set offers, and each split draws its own glyphs.
+A box is the extent of the pixels that were drawn, so boxes are exact, unlike
+in any annotated set. Each split has its own glyphs.
 """
 
 import json
@@ -10,16 +10,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from boltons.fileutils import atomic_save
 from tqdm import tqdm
 
 CLASSES = tuple(str(digit) for digit in range(10))
-# Alpha from which a pixel counts as part of a digit; drawn edges are soft.
+# Edges are soft; a pixel of at least this alpha is part of a digit.
 VISIBLE_ALPHA = 0.3
 
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """What the generated set looks like; equal configs give equal bytes.
+    """Settings of a generated set. Equal ones give the same files.
 
     Attributes:
         num_images: Images of each split.
@@ -27,9 +28,9 @@ class DigitsConfig:
         digits_per_image: Smallest and largest number of digits in an image.
         digit_size: Smallest and largest height of a glyph's 8x8 cell, pixels.
         annotation_noise: Standard deviations, in the relative box space
-            (centre shift over size, log size), for each of which a noisy copy
-            of the training annotations is written; the exact ones always are.
-        seed: Seed of everything random.
+            (centre shift over size, log size). For each, a noisy copy of the
+            training annotations is written, besides the exact ones.
+        seed: Seed of all random draws.
     """
 
     num_images: dict[str, int] = field(
@@ -66,7 +67,7 @@ class DigitsConfig:
 def generate_digits(
     out_dir: str | Path, config: DigitsConfig = DigitsConfig()
 ) -> Path:
-    """Write the set in COCO format, unless the same one is already there.
+    """Write the set in COCO format, unless the folder already holds it.
 
     Args:
         out_dir: Receives ``images/*.png``, ``annotations/{split}.json`` and,
@@ -84,21 +85,18 @@ def generate_digits(
         return out_dir
     (out_dir / 'images').mkdir(parents=True, exist_ok=True)
     (out_dir / 'annotations').mkdir(exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    stamp.unlink(missing_ok=True)  # until all files are there
 
     for split_id, (split, glyphs) in enumerate(_split_glyphs().items()):
         rng = np.random.default_rng([config.seed, split_id])
         images, annotations = [], []
-        for image_id in tqdm(
-            range(config.num_images[split]),
-            desc=f'digits {split}',
-            unit='image',
-            disable=None,
-        ):
+        numbers = range(config.num_images[split])
+        for image_id in tqdm(numbers, f'digits {split}', disable=None):
             pixels, boxes, labels = _draw_image(rng, glyphs, config)
             name = f'{split}_{image_id:05d}.png'
-            if not cv2.imwrite(str(out_dir / 'images' / name), pixels):
-                raise OSError(f'cannot write {out_dir / "images" / name}')
+            path = out_dir / 'images' / name
+            if not cv2.imwrite(str(path), pixels):
+                raise OSError(f'cannot write {path}')
             width, height = config.image_size
             images.append(
                 dict(id=image_id, file_name=name, width=width, height=height)
@@ -117,7 +115,8 @@ def generate_digits(
                     images,
                     _noisy(annotations, sigma, noise_rng),
                 )
-    stamp.write_text(json.dumps(wanted, indent=2))
+    with atomic_save(stamp, text_mode=True, overwrite_part=True) as file:
+        file.write(json.dumps(wanted, indent=2))
     return out_dir
 
 
@@ -133,8 +132,12 @@ def _split_glyphs() -> dict[str, list[tuple[np.ndarray, int]]]:
     return dict(train=glyphs[:1100], val=glyphs[1100:1400], test=glyphs[1400:])
 
 
-def _draw_image(rng, glyphs, config):
-    """One image (H, W, 3) uint8 with its boxes (K, 4) xyxy and labels."""
+def _draw_image(
+    rng: np.random.Generator,
+    glyphs: list[tuple[np.ndarray, int]],
+    config: DigitsConfig,
+) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+    """One image (H, W, 3) uint8 with its K boxes (4,) xyxy and labels."""
     canvas = _background(rng, config.image_size)
     height, width = canvas.shape[:2]
     boxes, labels = [], []
@@ -144,7 +147,7 @@ def _draw_image(rng, glyphs, config):
         alpha = _render_glyph(rng, glyph, config.digit_size)
         rows = np.flatnonzero((alpha >= VISIBLE_ALPHA).any(1))
         cols = np.flatnonzero((alpha >= VISIBLE_ALPHA).any(0))
-        # Crop to what is visible, so that a digit may touch the border.
+        # Only the visible part counts, so a digit may touch the border.
         alpha = alpha[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
         h, w = alpha.shape
         if h > height or w > width:
@@ -159,7 +162,7 @@ def _draw_image(rng, glyphs, config):
             continue  # no free place: the image gets one digit fewer
         colour = rng.uniform(0, 255, 3)
         patch = canvas[y : y + h, x : x + w]
-        # Keep the digit visible: move its colour away from what it covers.
+        # Move the colour away from the background, so the digit is visible.
         contrast = colour - patch.mean((0, 1))
         norm = np.linalg.norm(contrast)
         if norm < 70:
@@ -172,7 +175,11 @@ def _draw_image(rng, glyphs, config):
     return np.clip(canvas, 0, 255).astype(np.uint8), boxes, labels
 
 
-def _render_glyph(rng, glyph, digit_size):
+def _render_glyph(
+    rng: np.random.Generator,
+    glyph: np.ndarray,
+    digit_size: tuple[int, int],
+) -> np.ndarray:
     """The glyph's alpha (h, w) in [0, 1], stretched and slightly sheared."""
     height = rng.uniform(*digit_size)
     width = height * rng.uniform(0.7, 1.2)
@@ -191,16 +198,16 @@ def _render_glyph(rng, glyph, digit_size):
     return np.clip((alpha - 0.4) / 0.25, 0, 1)
 
 
-def _background(rng, image_size):
-    """Coloured noise at several scales with lines and ellipses over it."""
+def _background(
+    rng: np.random.Generator, image_size: tuple[int, int]
+) -> np.ndarray:
+    """(H, W, 3) coloured noise of several scales, lines and ellipses."""
     width, height = image_size
     canvas = np.full((height, width, 3), 1.0) * rng.uniform(40, 215, 3)
     for cells, strength in ((3, 30), (12, 18), (48, 10)):
         noise = rng.normal(0, strength, (cells, cells, 1))
         noise = noise + rng.normal(0, 0.4 * strength, (cells, cells, 3))
-        canvas += cv2.resize(
-            noise, (width, height), interpolation=cv2.INTER_CUBIC
-        )
+        canvas += cv2.resize(noise, image_size, interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(3, 9)):
         colour = rng.uniform(0, 255, 3).tolist()
         start, end = rng.integers(0, [width, height], (2, 2)).tolist()
@@ -209,17 +216,9 @@ def _background(rng, image_size):
             cv2.line(canvas, start, end, colour, thickness, cv2.LINE_AA)
         else:
             axes = rng.integers(4, 30, 2).tolist()
-            cv2.ellipse(
-                canvas,
-                start,
-                axes,
-                float(rng.uniform(0, 180)),
-                0,
-                360,
-                colour,
-                thickness,
-                cv2.LINE_AA,
-            )
+            angle = float(rng.uniform(0, 180))
+            where = start, axes, angle, 0, 360
+            cv2.ellipse(canvas, *where, colour, thickness, cv2.LINE_AA)
     return canvas
 
 
@@ -230,7 +229,9 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.prod(np.clip(sides, 0, None)) / smaller)
 
 
-def _annotation(ann_id, image_id, box, label):
+def _annotation(
+    ann_id: int, image_id: int, box: np.ndarray, label: int
+) -> dict:
     x1, y1, x2, y2 = (float(v) for v in box)
     return dict(
         id=ann_id + 1,
@@ -242,25 +243,25 @@ def _annotation(ann_id, image_id, box, label):
     )
 
 
-def _noisy(annotations, sigma, rng):
+def _noisy(
+    annotations: list[dict], sigma: float, rng: np.random.Generator
+) -> list[dict]:
     """The annotations with Gaussian noise in the relative box space."""
-    noisy = []
-    for ann in annotations:
-        x, y, w, h = ann['bbox']
-        t = rng.normal(0, sigma, 4)
-        new_w, new_h = w * np.exp(t[2]), h * np.exp(t[3])
-        cx, cy = x + w / 2 + t[0] * w, y + h / 2 + t[1] * h
-        noisy.append(
-            dict(
-                ann,
-                bbox=[cx - new_w / 2, cy - new_h / 2, new_w, new_h],
-                area=new_w * new_h,
-            )
-        )
-    return noisy
+    boxes = np.array([annotation['bbox'] for annotation in annotations])
+    shift, log_size = np.hsplit(rng.normal(0, sigma, boxes.shape), 2)
+    corner, size = np.hsplit(boxes, 2)
+    new_size = size * np.exp(log_size)
+    new_corner = corner + size / 2 + shift * size - new_size / 2
+    noisy = np.hstack([new_corner, new_size]).tolist()
+    return [
+        dict(annotation, bbox=box, area=box[2] * box[3])
+        for annotation, box in zip(annotations, noisy)
+    ]
 
 
-def _write_coco(out_dir, name, images, annotations):
+def _write_coco(
+    out_dir: Path, name: str, images: list[dict], annotations: list[dict]
+) -> None:
     categories = [dict(id=i + 1, name=c) for i, c in enumerate(CLASSES)]
     path = out_dir / 'annotations' / f'{name}.json'
     path.write_text(

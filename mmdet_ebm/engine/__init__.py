@@ -1,8 +1,14 @@
-"""Training in several processes, resumed where it was cut off, and watched.
+"""Training: several processes, exact resuming, mixed precision, energy maps.
 
-Importing this package registers the loops, the hook and the optimiser wrapper
-that ``tools/train.py`` puts into a config, and a hook that draws energy maps.
+Importing this package registers the loops, the checkpoint hook and the
+optimiser wrapper that ``tools/train.py`` puts into a config, and a hook that
+draws energy maps.
 """
+
+from ..environment import require_mmdet
+
+require_mmdet()
+
 
 from .bfloat16 import BFloat16OptimWrapper
 from .checkpoints import AtomicCheckpointHook, latest_checkpoint

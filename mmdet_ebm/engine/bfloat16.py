@@ -13,9 +13,9 @@ from torch import nn
 class BFloat16OptimWrapper(OptimWrapper):
     """Runs the forward pass under autocast to bfloat16.
 
-    bfloat16 has float32's range, so the loss needs no scaling. mmengine's
-    ``AmpOptimWrapper`` refuses a CPU, for which there is no loss scaler.
-    Arguments are ``OptimWrapper``'s.
+    bfloat16 has the range of float32, so the loss needs no scaling. mmengine's
+    ``AmpOptimWrapper`` refuses a CPU, because there is no loss scaler for it.
+    Arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager

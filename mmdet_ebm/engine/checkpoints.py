@@ -1,9 +1,9 @@
-"""Checkpoints that survive a process being killed at any time."""
+"""Checkpoints that remain usable if the process is killed."""
 
-import os
 import zipfile
 from pathlib import Path
 
+from boltons.fileutils import atomic_save
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -11,17 +11,14 @@ from mmengine.registry import HOOKS
 
 
 class AtomicLocalBackend(LocalBackend):
-    """Local files that are whole or not there: written aside, then renamed."""
+    """Writes local files that are complete or not there."""
 
-    def put(self, obj: bytes, filepath) -> None:
-        """Write bytes to a file."""
-        path = Path(filepath)
-        aside = path.with_name(f'{path.name}.{os.getpid()}.partial')
-        try:
-            super().put(obj, aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file; on an error the old file remains."""
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        # A process that was killed may have left its part of the file.
+        with atomic_save(filepath, overwrite_part=True) as file:
+            file.write(obj)
 
 
 register_backend('atomic_local', AtomicLocalBackend, force=True)
@@ -29,14 +26,14 @@ register_backend('atomic_local', AtomicLocalBackend, force=True)
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """``CheckpointHook`` that never leaves a folder without a whole file.
+    """``CheckpointHook`` that keeps a complete checkpoint at all times.
 
-    mmengine writes into the file itself, and with ``max_keep_ckpts`` removes
-    the old checkpoint before it writes the new one.
+    mmengine overwrites files in place. With ``max_keep_ckpts`` it removes the
+    old checkpoint before it writes the new one.
 
     Args:
-        *args, **kwargs: Arguments of ``CheckpointHook``. Files on other
-            backends than the local disk are written by those.
+        *args, **kwargs: Arguments of ``CheckpointHook``. If they name another
+            backend than the local disk, that backend writes the files.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -59,7 +56,7 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.message_hub.update_info(
                 'keep_ckpt_ids', list(self.keep_ckpt_ids)
             )
-        self.max_keep_ckpts = -1  # removing comes after writing
+        self.max_keep_ckpts = -1  # remove below, after writing
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
@@ -73,11 +70,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The newest whole checkpoint of a training, None without any.
+    """Find the newest complete checkpoint of a training; None without any.
 
-    The file ``last_checkpoint`` names it, unless the process was killed while
-    that was written, or the named file is gone or cut off; then the newest
-    ``epoch_*.pth`` or ``iter_*.pth`` that is whole.
+    This is the one that the file ``last_checkpoint`` names. If the process
+    was killed while it wrote that file, or if the named file is missing or
+    truncated, it is the newest complete ``epoch_*.pth`` or ``iter_*.pth``.
     """
     folder = Path(work_dir)
     candidates = sorted(
@@ -88,10 +85,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
     record = folder / 'last_checkpoint'
     if record.exists() and record.read_text().strip():
         candidates.insert(0, Path(record.read_text().strip()))
-    # torch writes zip files; their directory comes last.
-    whole = (
-        path
-        for path in candidates
-        if path.is_file() and zipfile.is_zipfile(path)
-    )
-    return next(map(str, whole), None)
+    # torch writes zip files. Their directory comes last, so a truncated file
+    # is not one.
+    complete = filter(zipfile.is_zipfile, candidates)
+    return next(map(str, complete), None)

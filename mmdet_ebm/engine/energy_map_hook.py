@@ -10,13 +10,13 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..apis.checks import find_refiner, require_energy_model
+from ..apis.checks import require_energy_model, unwrapped
+from ..models import EnergyModel
+from ..models.detectors import Detected
 from ..models.energy_map import compute_energy_map
-from ..models.surface_tap import SurfaceTap
 from ..visualization import EnergyMapFigure
 
 
@@ -28,7 +28,7 @@ class EnergyMapHook(Hook):
     annotation, deviations of the sides, maps over centre and size and the path
     of the ascent. They go wherever the visualizer's backends put them:
     ``vis_data/vis_image`` of the work dir, TensorBoard with a
-    ``TensorboardVisBackend``. No image runs through the detector again.
+    ``TensorboardVisBackend``. These images run through the detector twice.
 
     Args:
         num_images: Images of the val split.
@@ -62,21 +62,19 @@ class EnergyMapHook(Hook):
         self.interval = interval
         self.resolution = resolution
         self._validations = 0
-        self._tap: SurfaceTap | None = None
         self._left = 0
 
     def before_run(self, runner: Runner) -> None:
         """The model must have an energy model."""
-        require_energy_model(_bare_model(runner))
+        require_energy_model(runner.model)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Start to watch."""
-        if self._validations % self.interval == 0 and is_main_process():
-            self._tap = SurfaceTap(find_refiner(_bare_model(runner))[1])
-            self._tap.open()
-            self._left = self.num_images
+        """Decide whether this validation gets pictures."""
+        wanted = self._validations % self.interval == 0 and is_main_process()
+        self._left = self.num_images if wanted else 0
         self._validations += 1
 
+    @torch.no_grad()
     def after_val_iter(
         self,
         runner: Runner,
@@ -85,44 +83,44 @@ class EnergyMapHook(Hook):
         outputs: Sequence[DetDataSample],
     ) -> None:
         """Draw the batch's images, as long as there are some to be drawn."""
-        if self._tap is None:
-            return
-        for image, sample in enumerate(outputs[: self._left]):
-            self._draw(runner, outputs, image, sample)
-        self._left -= min(self._left, len(outputs))
         if self._left == 0:
-            self._stop()
+            return
+        model = unwrapped(runner.model)
+        data = model.data_preprocessor(data_batch, False)
+        found = model.detect(data['inputs'], data['data_samples'])
+        for image, sample in enumerate(outputs[: self._left]):
+            self._draw(runner, model.energy_model, found, image, sample)
+        self._left -= min(self._left, len(outputs))
 
-    def after_val_epoch(self, runner: Runner, metrics=None) -> None:
-        """Stop watching."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
-
-    def _draw(self, runner, outputs, image, sample) -> None:
-        found = sample.pred_instances
-        order = found.scores.argsort(descending=True)[: self.num_detections]
+    def _draw(
+        self,
+        runner: Runner,
+        energy_model: EnergyModel,
+        found: Detected,
+        image: int,
+        sample: DetDataSample,
+    ) -> None:
+        detections = sample.pred_instances
+        order = detections.scores.argsort(descending=True)
         picture = mmcv.imread(sample.img_path, channel_order='rgb')
         classes = runner.val_dataloader.dataset.metainfo['classes']
-        for rank, row in enumerate(order.tolist()):
-            score = float(found.scores[row])
+        for rank, row in enumerate(order[: self.num_detections].tolist()):
+            score = float(detections.scores[row])
             if score < self.score_thr:
                 break
             energy = compute_energy_map(
-                self._tap.refiner,
-                self._tap.surface,
-                outputs,
+                energy_model,
+                found,
                 image,
                 row,
+                sample.metainfo.get('scale_factor', (1.0, 1.0)),
                 self.resolution,
             )
             figure = EnergyMapFigure(
                 picture,
                 energy,
-                f'class {classes[int(found.labels[row])]}, score {score:.2f};',
+                f'class {classes[int(detections.labels[row])]}, '
+                f'score {score:.2f};',
                 _annotation(sample, row),
             )
             runner.visualizer.add_image(
@@ -130,11 +128,6 @@ class EnergyMapHook(Hook):
                 figure.picture(),
                 step=runner.iter,
             )
-
-
-def _bare_model(runner: Runner) -> torch.nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
 
 
 def _annotation(sample: DetDataSample, row: int) -> Tensor | None:

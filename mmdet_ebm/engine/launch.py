@@ -14,10 +14,10 @@ _LOOPS = dict(
 
 
 def make_resumable(cfg: Config) -> None:
-    """Let a training resume exactly, and its checkpoints survive a kill.
+    """Make a training resume exactly, and keep its checkpoints complete.
 
-    mmengine's own loop and checkpoint hook are replaced by subclasses; a loop
-    or hook of the user's is left alone.
+    Subclasses replace mmengine's own loop and checkpoint hook. A loop or hook
+    of the user stays.
     """
     loop = cfg.train_cfg
     if 'type' not in loop:
@@ -33,7 +33,7 @@ def make_resumable(cfg: Config) -> None:
         cfg.default_hooks = dict(
             hooks, checkpoint=dict(hook, type='AtomicCheckpointHook')
         )
-    # The config goes into work dir and checkpoints and is read by other tools.
+    # Other tools read the config from the work dir and from checkpoints.
     custom = cfg.get('custom_imports') or {}
     imports = custom.get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)
@@ -47,7 +47,7 @@ def use_amp(cfg: Config) -> None:
     """Train in mixed precision: float16 on a GPU, bfloat16 on a CPU.
 
     Raises:
-        SystemExit: Where the device, or on a CPU the model, does not allow it.
+        SystemExit: If the device does not allow it, or the model on a CPU.
     """
     device = get_device()
     if device == 'mps':
@@ -71,19 +71,19 @@ def use_amp(cfg: Config) -> None:
 
 def trains_energy_alone(cfg: Config) -> bool:
     """Whether the config has an energy model on a frozen detector."""
-    has_energy = 'refiner' in {*cfg.model, *cfg.model.get('roi_head', {})}
-    return has_energy and cfg.model.get('freeze_detector', True)
+    return 'energy_model' in cfg.model and cfg.model.get(
+        'freeze_detector', True
+    )
 
 
 def join_processes(cfg: Config) -> None:
-    """Let processes without a GPU find each other, by gloo.
+    """Connect processes without a GPU, by gloo.
 
-    mmengine's launchers and its DistributedDataParallel take for granted that
-    each process has a GPU. Where that is so, or there is one process, nothing
-    happens here.
+    mmengine's launchers and its DistributedDataParallel need a GPU for each
+    process. If there is a GPU, or only one process, this does nothing.
 
     Raises:
-        SystemExit: If the launcher does not say who the processes are.
+        SystemExit: If torchrun did not start the processes.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return

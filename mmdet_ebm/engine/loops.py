@@ -1,10 +1,10 @@
-"""mmengine's training loops, resumed exactly, in the middle of an epoch too.
+"""mmengine's training loops, resumed exactly, also within an epoch.
 
-They train on the same batches in the same order as mmengine's. On top, every
-random draw follows from (seed, rank, iteration), see ``seeding``, and a
-resumed training passes over batches it has seen without loading them, where
-mmengine loads and drops them (by iterations) or begins the epoch anew (by
-epochs, from a checkpoint within one).
+They train on the same batches in the same order as mmengine's loops. Every
+random draw follows from (seed, rank, iteration), see ``seeding``. A resumed
+training skips the batches that it has seen without loading them. mmengine's
+loop by iterations loads and drops them; its loop by epochs starts the epoch
+again.
 """
 
 from itertools import chain, repeat
@@ -18,7 +18,7 @@ from .seeding import seed_all, seeded_loader
 
 
 class _Seeded:
-    """What both loops share; the order of bases puts it before mmengine's."""
+    """The common part of both loops; must come before mmengine's class."""
 
     def run_iter(self, *args) -> None:
         """Train on one batch; see mmengine's loops for the arguments."""
@@ -26,7 +26,7 @@ class _Seeded:
         super().run_iter(*args)
 
     def _order_by_seed(self) -> None:
-        """Follow the seed of the checkpoint, which came after the loader."""
+        """Use the seed of the checkpoint, which was read after the loader."""
         sampler = self.dataloader.batch_sampler.sampler
         if self.runner.seed != self._built_with and hasattr(sampler, 'seed'):
             sampler.seed = self._built_with = self.runner.seed
@@ -100,8 +100,8 @@ class ResumableIterTrainLoop(_Seeded, IterBasedTrainLoop):
                     'diff_rank_seed', False
                 ),
             )
-        # mmengine starts its iterator here, and workers with it, when nobody
-        # knows yet where to begin: it gets a loader that is never read.
+        # mmengine starts an iterator and its workers here, before it is known
+        # where to begin. So it gets another loader, which is never read.
         super().__init__(
             runner, DataLoader(dataloader.dataset), max_iters, **kwargs
         )
@@ -114,11 +114,8 @@ class ResumableIterTrainLoop(_Seeded, IterBasedTrainLoop):
         self.dataloader.batch_sampler.start_at(
             self.runner.seed, self._iter, self._iter
         )
-        # mmengine drops as many items as have been trained on: empty ones.
+        # mmengine drops the batches of past iterations; here they are empty.
         self.dataloader_iterator = chain(
-            repeat(None, self._iter), self._batches()
+            repeat(None, self._iter), self.dataloader
         )
         return super().run()
-
-    def _batches(self):
-        yield from self.dataloader

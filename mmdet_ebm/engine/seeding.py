@@ -1,9 +1,9 @@
-"""Randomness that depends on where in a training it is drawn, on nothing else.
+"""Random draws that depend only on their place in a training.
 
-mmengine seeds once, and no checkpoint holds the state of the generators: a
-resumed training draws other noise and augments other images than one that was
-never interrupted. Here every draw follows from the training's seed, the
-process's rank and the number of the iteration.
+mmengine seeds the generators once, and its checkpoints do not hold their
+state. So a resumed training draws other noise and other augmentations than an
+uninterrupted one. Here every draw follows from the seed of the training, the
+rank of the process and the number of the iteration.
 """
 
 import random
@@ -15,7 +15,7 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader
 
-# What is drawn in an iteration: the training step, or its samples 1, 2, ...
+# The part of an iteration that draws: this, or one of its samples 1, 2, ...
 TRAINING_STEP = 0
 
 
@@ -38,10 +38,10 @@ def _seed_all(*key: int) -> None:
 
 
 class SeededBatch:
-    """Indices of a batch. Iterating seeds the generators before each of them.
+    """Indices of a batch; iterating seeds the generators before each of them.
 
-    A loader iterates over it where it loads the samples, in a worker or in the
-    main process, and so their augmentation depends on neither.
+    A loader iterates over it in the process that loads the samples. So their
+    augmentation does not depend on the number of workers.
     """
 
     def __init__(self, indices: Sequence[int], key: tuple[int, ...]) -> None:
@@ -55,11 +55,11 @@ class SeededBatch:
 
 
 class SeededBatches:
-    """A batch sampler's batches, seeded, from any iteration on.
+    """Seeded batches of a batch sampler, from any iteration on.
 
     Args:
-        batch_sampler: What to draw from; its ``sampler`` decides the order.
-        endless: Begin anew, with the next order, when it is exhausted.
+        batch_sampler: Gives the batches; its ``sampler`` decides the order.
+        endless: After the last batch, start again in another order.
     """
 
     def __init__(self, batch_sampler, endless: bool) -> None:
@@ -75,7 +75,7 @@ class SeededBatches:
         Args:
             seed: The training's seed.
             iteration: Number of the first iteration that gets a batch.
-            skip: Batches to leave out before it; nothing of them is loaded.
+            skip: Batches before it; none of their samples is loaded.
         """
         self._seed, self._iteration, self._skip = seed, iteration, skip
 

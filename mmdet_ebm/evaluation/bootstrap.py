@@ -1,7 +1,7 @@
 """COCO AP on resampled images, for intervals of differences between systems.
 
-COCO's matching is done once; only its accumulation is repeated for each
-resample of the images, so a thousand of them take seconds on a small set.
+COCO's matching runs once. Only its accumulation runs for each resample of the
+images, so a thousand resamples take seconds on a small set.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ class MatchedDetections:
         """AP, AP50, AP75 and AP90 as fractions.
 
         Args:
-            images: Positions in ``image_ids``, repeated ones counting as
-                often as they occur; all images once without it.
+            images: Positions in ``image_ids``; one that is repeated counts
+                as often as it occurs. None takes all images once.
         """
         if images is None:
             images = np.arange(len(self.image_ids))
-        order = list(range(len(images)))  # as if each were another image
+        order = list(range(len(images)))  # as if all were different images
         self._eval.evalImgs = list(self._matches[:, images].reshape(-1))
         self._eval.params.imgIds = order
         self._eval._paramsEval.imgIds = order
@@ -63,19 +63,14 @@ class MatchedDetections:
             self._eval.accumulate()
         # (IoU thresholds, recalls, classes, 1, 1); -1 where a class is absent.
         precision = self._eval.eval['precision'][..., 0, 0]
-        thresholds = self._eval.params.iouThrs
+        percent = np.round(100 * self._eval.params.iouThrs)
 
-        def mean(values):
+        def mean(values: np.ndarray) -> float:
             present = values[values > -1]
             return float(present.mean()) if present.size else float('nan')
 
-        at = {round(100 * t): i for i, t in enumerate(thresholds)}
-        return dict(
-            AP=mean(precision),
-            AP50=mean(precision[at[50]]),
-            AP75=mean(precision[at[75]]),
-            AP90=mean(precision[at[90]]),
-        )
+        at = {f'AP{t}': mean(precision[percent == t]) for t in (50, 75, 90)}
+        return dict(AP=mean(precision), **at)
 
 
 def bootstrap_differences(
@@ -87,9 +82,9 @@ def bootstrap_differences(
 ) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
     """Intervals of one system's mean AP minus another's.
 
-    Images are resampled with replacement, the same for all runs; an interval
+    Images are drawn with replacement, the same ones for all runs. An interval
     holds the central ``confidence`` of the differences of the means over runs.
-    It speaks of the choice of images, not of the choice of seeds.
+    It covers the choice of images, not the choice of seeds.
 
     Args:
         systems: Matched detections of each system's runs (seeds), all on the

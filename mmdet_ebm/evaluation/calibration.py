@@ -5,16 +5,15 @@ minus the annotation's, and s the predicted standard deviation. If s is right
 and errors are Gaussian, z = e / s is standard normal: a share p of the errors
 lies within the central interval of probability p, and the negative
 log-likelihood :math:`\tfrac{1}{2} z^2 + \log s + \tfrac{1}{2} \log 2 \pi` is
-smallest. Lengths are taken relative to the box, so that large boxes do not
-drown small ones.
+smallest. Lengths are relative to the box, so that large and small boxes count
+alike.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 _FINE_LEVELS = np.linspace(0.05, 0.95, 19)
@@ -23,10 +22,10 @@ _FINE_LEVELS = np.linspace(0.05, 0.95, 19)
 def match_to_truth(
     overlaps: np.ndarray, scores: np.ndarray, min_iou: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pair detections with annotations of their class, COCO's greedy way.
+    """Pair detections with annotations of their class, as COCO does.
 
-    By falling score, a detection takes the annotation that overlaps it most
-    among those not taken.
+    Detections choose in the order of their scores, the highest first. Each
+    takes the annotation that it overlaps most and that is still free.
 
     Args:
         overlaps: (K, G) IoU, 0 where the classes differ.
@@ -38,9 +37,7 @@ def match_to_truth(
     """
     overlaps = overlaps.copy()
     pairs = []
-    for row in np.argsort(-scores, kind='stable'):
-        if overlaps.shape[1] == 0:
-            break
+    for row in np.argsort(-scores, kind='stable') if overlaps.size else ():
         column = int(overlaps[row].argmax())
         if overlaps[row, column] >= min_iou:
             pairs.append((row, column))
@@ -56,7 +53,8 @@ class SideErrors:
     Attributes:
         error: (K, 4) detection minus annotation, for x1, y1, x2, y2, over the
             detection's width or height.
-        std: (K, 4) predicted standard deviations, likewise; NaN if unknown.
+        std: (K, 4) predicted standard deviations, in the same units; NaN if
+            unknown.
     """
 
     error: np.ndarray
@@ -72,34 +70,28 @@ def coverage(errors: SideErrors, levels: Sequence[float]) -> np.ndarray:
     """Share of errors within the central intervals of given probability."""
     known = errors.known
     z = np.abs(errors.error[known] / errors.std[known])
-    return np.array(
-        [
-            (z <= NormalDist().inv_cdf((1 + level) / 2)).mean()
-            for level in levels
-        ]
-    )
+    bounds = norm.ppf((1 + np.asarray(levels)) / 2)
+    return np.array([(z <= bound).mean() for bound in bounds])
 
 
 def negative_log_likelihood(errors: SideErrors) -> float:
     """Mean over sides, of Gaussians in relative units."""
     known = errors.known
     error, std = errors.error[known], errors.std[known]
-    return float(
-        np.mean(0.5 * (error / std) ** 2 + np.log(std))
-        + 0.5 * np.log(2 * np.pi)
-    )
+    return float(-norm.logpdf(error, scale=std).mean())
 
 
 def calibration(errors: SideErrors) -> dict:
-    """Figures of calibration.
+    """Measure how well predicted deviations agree with errors.
 
     Returns:
-        ``coverage`` by level; ``calibration_error``, the mean distance of
-        coverage from the level over 0.05 to 0.95; ``nll``; ``z_rms``, 1 if
-        right; ``std_median``, relative to the box; ``rank_correlation``
-        (Spearman) of predicted deviation and size of the error, over all
-        sides: whether it knows which sides are worse; ``matched`` and
-        ``unknown`` detections.
+        ``matched`` detections, ``unknown`` ones among them, and, if any is
+        known: ``coverage`` by level in percent; ``calibration_error``, the
+        mean distance of coverage from the level over 0.05 to 0.95; ``nll``;
+        ``z_rms``, which should be 1; ``std_median``, relative to the box;
+        ``rank_correlation`` (Spearman) of predicted deviation and size of the
+        error over all sides, None for a constant deviation. A high one means
+        that the model knows which sides are worse.
     """
     known = errors.known
     error, std = errors.error[known], errors.std[known]
@@ -107,8 +99,10 @@ def calibration(errors: SideErrors) -> dict:
     if not known.any():
         return found
     fine = coverage(errors, _FINE_LEVELS)
-    # A constant, such as one deviation for all boxes, has no ranks.
-    ranked = len(np.unique(std)) > 1
+    correlation = None
+    if len(np.unique(std)) > 1:  # a constant has no ranks
+        ranks = spearmanr(std.ravel(), np.abs(error).ravel())
+        correlation = float(ranks.statistic)
     return dict(
         found,
         coverage={
@@ -119,31 +113,28 @@ def calibration(errors: SideErrors) -> dict:
         nll=negative_log_likelihood(errors),
         z_rms=float(np.sqrt(np.mean((error / std) ** 2))),
         std_median=float(np.median(std)),
-        rank_correlation=float(
-            spearmanr(std.ravel(), np.abs(error).ravel()).statistic
-        )
-        if ranked
-        else None,
+        rank_correlation=correlation,
     )
 
 
 def fit_temperature(
     temperatures: Sequence[float], stds: np.ndarray, error: np.ndarray
 ) -> float:
-    """The temperature of least negative log-likelihood.
+    """Find the temperature of least negative log-likelihood.
+
+    An optimiser would have to run the model for each temperature that it
+    tries. Here the model has run for some candidates, and the minimum between
+    them is that of a parabola in log T through the best three.
 
     Args:
         temperatures: (T,) increasing candidates.
-        stds: (T, K, 4) deviations under each.
+        stds: (T, K, 4) predicted deviations at each temperature.
         error: (K, 4) errors, in the same units.
 
-    Returns:
-        The best, between the candidates by a parabola in log T.
-
     Raises:
-        ValueError: If the best is the first or last candidate.
+        ValueError: If the best candidate is the first or the last.
     """
-    # The same boxes for all.
+    # The same boxes at all temperatures.
     known = (np.isfinite(stds) & (stds > 0)).all((0, 2))
     losses = np.array(
         [
@@ -163,8 +154,8 @@ def fit_temperature(
 
 
 def constant_std(error: np.ndarray) -> np.ndarray:
-    """(4,) the one deviation of each side that fits errors (K, 4) best.
+    """(4,) the constant deviation of each side that fits errors (K, 4) best.
 
-    What a predicted deviation must beat: it costs nothing.
+    It costs nothing, so predicted deviations should be better than it.
     """
     return np.sqrt(np.mean(error**2, axis=0))

@@ -1,4 +1,4 @@
-"""COCO evaluation with AP at IoU 0.90, and beside the plain detections."""
+"""COCO evaluation with AP at IoU 0.90 and the gain by refinement."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from mmengine.logging import print_log
 
 @METRICS.register_module()
 class CocoAP90Metric(CocoMetric):
-    """mmdet's ``CocoMetric`` plus ``bbox_mAP_90``, and what refinement gained.
+    """mmdet's ``CocoMetric`` with ``bbox_mAP_90`` and the gain by refinement.
 
-    Refinement improves localisation, which shows most at strict IoU
-    thresholds; COCO's summary stops at AP75. Arguments are those of
-    ``CocoMetric``; AP90 is added whenever ``'bbox'`` is among the metrics.
+    Refinement improves localisation. This shows most at strict IoU
+    thresholds, but COCO's summary stops at AP75. Arguments are those of
+    ``CocoMetric``; AP90 is added if ``'bbox'`` is among the metrics.
 
-    Where predictions carry the detections without refinement in their meta
-    information (``Refinement.keep_plain``), these are evaluated too:
-    ``bbox_mAP_plain`` and ``bbox_mAP_gain``, the difference, and both for
-    AP90; a line of the log sums it up.
+    Samples may carry the detections without refinement
+    (``Refinement.keep_plain``). Then these are evaluated too:
+    ``bbox_mAP_plain`` is their AP, ``bbox_mAP_gain`` the difference, and both
+    exist for AP90. A line of the log sums it up.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -37,7 +37,7 @@ class CocoAP90Metric(CocoMetric):
         before = len(self.results)
         super().process(data_batch, data_samples)
         for (_, result), sample in zip(self.results[before:], data_samples):
-            plain = sample['pred_instances'].get('plain_instances')
+            plain = sample.get('plain_instances')
             if plain is not None:
                 result['plain'] = dict(
                     img_id=sample['img_id'],
@@ -66,6 +66,7 @@ class CocoAP90Metric(CocoMetric):
         return metrics
 
     def _compare(self, refined: dict, plain: list) -> dict[str, float]:
+        """AP of the plain detections, and the gain over it."""
         metric = self._another(CocoAP90Metric)
         metric.dataset_meta = self.dataset_meta
         # Nothing detected counts as 0, as in COCO's own table.
@@ -84,6 +85,7 @@ class CocoAP90Metric(CocoMetric):
         return found
 
     def _another(self, kind: type, **changes) -> CocoMetric:
+        """A metric of the same arguments, for boxes only."""
         args, kwargs = self._arguments
         return kind(
             *args,

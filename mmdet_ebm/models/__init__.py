@@ -1,18 +1,24 @@
-"""Energy models for mmdet: importing this package registers them."""
+"""Energy models for mmdet: importing this package registers them.
 
-from .adapters import ADAPTERS, DetectorAdapter
-from .boxes import Boxes, RefinedBoxes
-from .detectron import (
+E = -f: what the papers call the energy is the negative of the log-density
+that is computed, trained and climbed here.
+"""
+
+from ..environment import require_mmdet
+
+require_mmdet()
+
+from .detectors import (
+    BOX_SOURCES,
+    BoxSource,
     DetectronAnchorGenerator,
     DetectronBoxCoder,
     DetectronEnergyDetector,
+    EnergyDetector,
+    Refinement,
+    energy_nms,
 )
-from .energy_detector import EnergyDetector
-from .energy_head import EnergyHead
-from .energy_nms import energy_nms
-from .energy_roi_head import EnergyRoIHead
-from .energy_two_stage import EnergyTwoStageDetector
-from .iou_net import IoUNetRefiner
+from .energy_model import EnergyModel, RefinedBoxes
 from .losses import (
     DSMLoss,
     EnergyLoss,
@@ -24,38 +30,30 @@ from .losses import (
     NCEPlusLoss,
     SMLoss,
 )
-from .refinement import Refinement, refine_detections
-from .refiner import EnergyRefiner
-from .roi_extractor import PreciseRoIExtractor
+from .roi_heads import EnergyHead
 from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
 __all__ = [
-    'ADAPTERS',
+    'BOX_SOURCES',
+    'BoxSource',
     'BoxUncertainty',
-    'Boxes',
     'DSMLoss',
-    'DetectorAdapter',
     'DetectronAnchorGenerator',
     'DetectronBoxCoder',
     'DetectronEnergyDetector',
     'EnergyDetector',
     'EnergyHead',
     'EnergyLoss',
-    'EnergyRefiner',
-    'EnergyRoIHead',
-    'EnergyTwoStageDetector',
-    'IoUNetRefiner',
+    'EnergyModel',
     'KLDISLoss',
     'LocalizationConfidenceLoss',
     'MLISLoss',
     'MLMCMCLoss',
     'NCELoss',
     'NCEPlusLoss',
-    'PreciseRoIExtractor',
     'RefinedBoxes',
     'Refinement',
     'SMLoss',
     'UncertaintyEstimator',
     'energy_nms',
-    'refine_detections',
 ]

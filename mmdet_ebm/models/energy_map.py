@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmdet.structures import DetDataSample
 from torch import Tensor
 
-from ..ops import FeatureSurface, boxes_to_relative, relative_to_boxes
-from .refiner import Boxes, EnergyRefiner
-from .surface_tap import network_boxes
+from ..ops import Boxes, boxes_to_relative, clip_boxes, relative_to_boxes
+from .detectors import Detected
+from .energy_model import EnergyModel
 
 # Half of a map's side: at least the first, at most the second.
 _RANGE = (0.1, 0.6)
@@ -46,50 +45,52 @@ class EnergyMap:
 
 @torch.no_grad()
 def compute_energy_map(
-    refiner: EnergyRefiner,
-    surface: FeatureSurface,
-    samples: Sequence[DetDataSample],
+    energy_model: EnergyModel,
+    found: Detected,
     image: int,
     detection: int,
+    scale_factor: Sequence[float] = (1.0, 1.0),
     resolution: int = 41,
 ) -> EnergyMap:
     """Look at one detection of a batch.
 
     Args:
-        refiner: The detector's energy model.
-        surface: On which the batch was refined, see ``SurfaceTap``.
-        samples: Results of the batch, in original-image pixels.
+        energy_model: The detector's energy model.
+        found: What ``EnergyDetector.detect`` found in the batch.
         image: Which image of the batch.
         detection: Which of its detections.
+        scale_factor: Network-input pixels per original pixel along x and y.
         resolution: S, points along each side of a map.
 
     Raises:
         IndexError: If there is no such detection.
     """
-    found = samples[image].pred_instances
-    if not 0 <= detection < len(found):
+    number = len(found.instances[image])
+    if not 0 <= detection < number:
         raise IndexError(
-            f'there is no detection {detection}: the image has {len(found)}'
+            f'there is no detection {detection}: the image has {number}'
         )
-    path = _ascent_path(refiner, surface, samples, image, detection)
-    start, end = _rows(path, 0), _rows(path, len(path.labels) - 1)
+    pyramid = found.pyramid
+    start, path = _ascent_path(energy_model, found, image, detection)
+    end = path[-1:]
     # The level of the initial box throughout, as in the ascent.
-    of_corners = refiner.corner_logdensity_fn(surface, start)
+    of_corners = energy_model.corner_logdensity_fn(pyramid, start)
 
     def f(relative: Tensor) -> Tensor:
-        return of_corners(relative_to_boxes(relative, end.corners))
+        return of_corners(relative_to_boxes(relative, end))
 
-    relative = boxes_to_relative(path.corners, end.corners)
-    known = refiner.uncertainty_estimator(f, end.corners)
+    estimator = energy_model.uncertainty_estimator
+    relative = boxes_to_relative(path, end)
+    known = estimator(f, end)
     deviation = known.covariance[0].diagonal().sqrt().nan_to_num(0.0)
-    at_end = f(torch.zeros_like(end.corners)[:, None])[0, 0]
+    at_end = f(torch.zeros_like(end)[:, None])[0, 0]
     # Normalised as the estimator does; by the maximum where it cannot tell.
-    temperature = refiner.uncertainty_estimator.temperature
+    temperature = estimator.temperature
     offset = (known.logprob[0] - at_end / temperature).nan_to_num(
         -float(at_end) / temperature
     )
 
-    def grid(first):
+    def grid(first: int) -> tuple[Tensor, Tensor]:
         reach = torch.maximum(
             1.3 * relative[:, first : first + 2].abs().max(),
             3 * deviation[first : first + 2].max(),
@@ -106,8 +107,7 @@ def compute_energy_map(
 
     shift, centre_map = grid(0)
     log_size, size_map = grid(2)
-    scale = samples[image].metainfo.get('scale_factor', (1.0, 1.0))
-    scale = relative.new_tensor(scale).repeat(2)
+    scale = relative.new_tensor(scale_factor).repeat(2)
     return EnergyMap(
         shift,
         centre_map,
@@ -115,51 +115,27 @@ def compute_energy_map(
         size_map,
         relative.cpu(),
         f(relative[None])[0].cpu(),
-        (path.corners / scale).cpu(),
+        (path / scale).cpu(),
         (known.std[0] / scale).cpu(),
     )
 
 
-def _ascent_path(refiner, surface, samples, image, detection) -> Boxes:
-    """Boxes after 0, 1, ... steps, by ascents of that many steps."""
-    field = (
-        'initial_bboxes'
-        if 'initial_bboxes' in samples[image].pred_instances
-        else 'bboxes'
+def _ascent_path(
+    energy_model: EnergyModel, found: Detected, image: int, detection: int
+) -> tuple[Boxes, Tensor]:
+    """The box that an ascent started from, and its corners (P, 4)."""
+    instances = found.instances[image]
+    climbed = 'initial_bboxes' in instances
+    row = slice(detection, detection + 1)
+    field = 'initial_bboxes' if climbed else 'bboxes'
+    start = Boxes(
+        instances[field][row],
+        instances.labels[row],
+        torch.full_like(instances.labels[row], image),
+        (1,),
     )
-    boxes, sizes = network_boxes(samples, field)
-    start = _rows(boxes, sum(boxes.counts[:image]) + detection)
-    corners = [start.corners]
-    if field == 'initial_bboxes':
-        usual = refiner.num_steps
-        try:
-            for steps in range(1, usual + 1):
-                refiner.num_steps = steps
-                corners.append(_refined(refiner, surface, start, sizes, image))
-        finally:
-            refiner.num_steps = usual
-    rows = len(corners)
-    return Boxes(
-        torch.cat(corners),
-        start.labels.expand(rows),
-        start.image_index.expand(rows),
-        (rows,),
-    )
-
-
-def _refined(refiner, surface, start, sizes, image) -> Tensor:
-    # Only this image has a box.
-    counts = [0] * len(sizes)
-    counts[image] = 1
-    return refiner.refine(
-        surface,
-        Boxes(start.corners, start.labels, start.image_index, tuple(counts)),
-        sizes,
-    ).corners
-
-
-def _rows(boxes: Boxes, row: int) -> Boxes:
-    part = slice(row, row + 1)
-    return Boxes(
-        boxes.corners[part], boxes.labels[part], boxes.image_index[part], (1,)
-    )
+    if not climbed:
+        return start, start.corners
+    path = energy_model.refine(found.pyramid, start).info.trajectory[:, 0]
+    index = start.image_index.expand(len(path))
+    return start, clip_boxes(path, index, found.pyramid.image_sizes)

@@ -226,32 +226,3 @@ class UncertaintyEstimator(nn.Module):
             f'method={self.method!r}, num_samples={self.num_samples}, '
             f'temperature={self.temperature}, radius={self.radius}'
         )
-
-
-def build_estimator(
-    options: dict | None, method: nn.Module, head: nn.Module
-) -> UncertaintyEstimator:
-    """The estimator that suits a refiner.
-
-    Args:
-        options: Arguments of ``UncertaintyEstimator``.
-        method: The training method; lends its noise.
-        head: The energy head.
-
-    Raises:
-        ValueError: If 'laplace' is wanted of a head without curvature.
-    """
-    options = dict(options or {})
-    noise = getattr(method, 'noise', None)
-    if isinstance(noise, GaussianMixtureNoise):
-        options.setdefault('sigmas', noise.sigmas.tolist())
-    estimator = UncertaintyEstimator(**options)
-    if estimator.method == 'laplace' and not head.has_curvature():
-        raise ValueError(
-            "uncertainty.method='laplace' reads second derivatives, and those "
-            'of a head with the activation '
-            f'{type(head.shared_fcs[1]).__name__} are lost in its kinks. Use '
-            "'sampling', which works with every head, or train a head with "
-            "a smooth activation: refiner.head.act_cfg=dict(type='SiLU')"
-        )
-    return estimator

@@ -1,12 +1,21 @@
-"""Precise RoI pooling and the relative box space, in plain PyTorch."""
+"""Precise RoI pooling and boxes, in plain PyTorch."""
 
-from .prroi_pool import FeatureSurface, PrRoIPool, prroi_pool
-from .relative_boxes import boxes_to_relative, relative_to_boxes
+from .boxes import (
+    Boxes,
+    boxes_to_relative,
+    clip_boxes,
+    relative_to_boxes,
+    repeat_rows,
+)
+from .prroi_pool import FeaturePyramid, PrRoIPool, prroi_pool
 
 __all__ = [
-    'FeatureSurface',
+    'Boxes',
+    'FeaturePyramid',
     'PrRoIPool',
     'boxes_to_relative',
+    'clip_boxes',
     'prroi_pool',
     'relative_to_boxes',
+    'repeat_rows',
 ]

@@ -14,16 +14,17 @@ adjoint. So the two autograd functions below are differentiable any number of
 times in table and edges.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .memory import empty
+# Cell indices and weights, both (K, Q, n).
+Taps = tuple[Tensor, Tensor]
 
 # Upper bound on the gathered weights of one chunk; keeps the working set of a
 # step near the caches on a CPU and bounds the memory of the adjoint anywhere.
@@ -54,7 +55,7 @@ class GridLayout:
     num_rows: Sequence[int]
     table: Tensor | None = None
 
-    def __getitem__(self, item) -> 'GridLayout':
+    def __getitem__(self, item: slice | Tensor) -> 'GridLayout':
         return GridLayout(
             self.base[item],
             self.stride[item],
@@ -83,7 +84,7 @@ def _extent(edges: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     return inside[:, :-1].floor().long(), inside[:, 1:].ceil().long()
 
 
-def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     """Mean of the linear interpolant over [e_q, e_q+1]: Q = E - 1 rows."""
     first = _extent(edges, sizes)[0]
     cells = first[..., None] + torch.arange(num_taps, device=edges.device)
@@ -102,7 +103,7 @@ def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int):
     return cells, torch.where(length <= 0, 0, weights)
 
 
-def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     """The linear interpolant at each edge: Q = E rows, 2 taps."""
     del sizes, num_taps
     first = _cell_of(edges)
@@ -110,14 +111,14 @@ def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int):
     return (torch.stack([first, first + 1], -1), torch.stack([1 - u, u], -1))
 
 
-def _slope_taps(edges: Tensor, sizes: Tensor, num_taps: int):
+def _slope_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     """The interpolant's derivative at each edge (from the right at a cell)."""
     cells, weights = _value_taps(edges, sizes, num_taps)
     sign = torch.stack([-torch.ones_like(edges), torch.ones_like(edges)], -1)
     return cells, sign + 0 * weights
 
 
-def _prefix_taps(order: int):
+def _prefix_taps(order: int) -> Callable[[Tensor, Tensor, int], Taps]:
     """Taps into prefix sums S[r] = f[0] + .. + f[r-1] (N + 1 of them).
 
     With cell j = floor(x) and u = x - j, the integral of the interpolant up to
@@ -125,7 +126,7 @@ def _prefix_taps(order: int):
     combination of S[j], S[j+1] and S[j+2]. ``order`` differentiates it.
     """
 
-    def taps(edges: Tensor, sizes: Tensor, num_taps: int):
+    def taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
         del num_taps
         last = sizes[:, None].to(edges.dtype)
         # Beyond [-1, N] the integral is constant.
@@ -158,14 +159,14 @@ class Rule:
         derivative: Rule of the derivative with respect to the edges, or None
             where it is zero almost everywhere.
         is_mean: Rows belong to the bins between edges rather than to edges.
-        fixed_taps: Number of taps, or None where it depends on the bins.
+        fixed_taps: Number of taps; 0 where it depends on the bins.
         extra: Table cells along the axis beyond the map's size.
     """
 
-    taps: Callable
+    taps: Callable[[Tensor, Tensor, int], Taps]
     derivative: Optional['Rule'] = None
     is_mean: bool = False
-    fixed_taps: int | None = None
+    fixed_taps: int = 0
     extra: int = 0
 
 
@@ -212,7 +213,7 @@ def _chunks(
     layout: GridLayout,
     rules: tuple[Rule, Rule],
     channels: int,
-):
+) -> Iterator[tuple[slice | Tensor, int, tuple[int, int]]]:
     """Yield ``(grids, table, num_taps)``: which of the K grids, and how.
 
     In one table, rules with fixed taps give chunks of equal size without
@@ -231,17 +232,17 @@ def _chunks(
         for start in range(0, num_grids, size):
             yield slice(start, start + size), 0, taps
         return
-    spans = []
+    extents = []
     for edges, sizes, rule in (
         (y, layout.height, rules[0]),
         (x, layout.width, rules[1]),
     ):
         if rule.is_mean:
             first, last = _extent(edges, sizes)
-            spans.append((last - first + 1).clamp(min=1).amax(1))
+            extents.append((last - first + 1).clamp(min=1).amax(1))
         else:
-            spans.append(torch.full_like(sizes, rule.fixed_taps))
-    spans = torch.stack(spans, 1)
+            extents.append(torch.full_like(sizes, rule.fixed_taps))
+    spans = torch.stack(extents, 1)
     order = spans.prod(1).argsort(stable=True)
     ends = [num_grids]
     if layout.table is not None:
@@ -257,16 +258,18 @@ def _chunks(
             # The last grid of a chunk is its largest; shrink until it fits.
             stop = min(end, start + most)
             while True:
-                taps = spans[order[start:stop]].amax(0).tolist()
-                cost = (stop - start) * num_values * taps[0] * taps[1]
+                rows, cols = spans[order[start:stop]].amax(0).tolist()
+                cost = (stop - start) * num_values * rows * cols
                 if cost <= _TAPS_PER_CHUNK or stop - start == 1:
                     break
                 stop = start + (stop - start) // 2
-            yield order[start:stop], table, tuple(taps)
+            yield order[start:stop], table, (rows, cols)
             start = stop
 
 
-def _grid_shape(y: Tensor, x: Tensor, rules: tuple[Rule, Rule]):
+def _grid_shape(
+    y: Tensor, x: Tensor, rules: tuple[Rule, Rule]
+) -> tuple[int, int, int]:
     return (
         y.shape[0],
         y.shape[1] - rules[0].is_mean,
@@ -282,8 +285,8 @@ def _edge_gradients(
     x: Tensor,
     layout: GridLayout,
     rules: tuple[Rule, Rule],
-    needs: tuple[bool, bool],
-):
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
     """Gradients of ``(sums * grad).sum()`` in y and x.
 
     ``sums`` is ``GridSum.apply(y, x, ..., *tables)``. Some grids at a time:
@@ -303,12 +306,15 @@ def _edge_gradients(
         *(
             _edge_gradients_of_part(
                 tables,
-                *part,
+                some_sums,
+                some_grads,
+                some_y,
+                some_x,
                 layout[slice(i * size, (i + 1) * size)],
                 rules,
                 needs,
             )
-            for i, part in enumerate(parts)
+            for i, (some_sums, some_grads, some_y, some_x) in enumerate(parts)
         )
     )
     return [
@@ -317,8 +323,17 @@ def _edge_gradients(
     ]
 
 
-def _edge_gradients_of_part(tables, sums, grad, y, x, layout, rules, needs):
-    grads = [None, None]
+def _edge_gradients_of_part(
+    tables: Sequence[Tensor],
+    sums: Tensor,
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor,
+    layout: GridLayout,
+    rules: tuple[Rule, Rule],
+    needs: Sequence[bool],
+) -> list[Any]:
+    grads: list[Any] = [None, None]
     weighted = None
     for axis, (edges, rule) in enumerate(((y, rules[0]), (x, rules[1]))):
         if not needs[axis]:
@@ -376,10 +391,17 @@ class GridSum(Function):
     """
 
     @staticmethod
-    def forward(ctx, y, x, layout, rules, *tables):
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        layout: GridLayout,
+        rules: tuple[Rule, Rule],
+        *tables: Tensor,
+    ) -> Tensor:
         first = tables[0]
         shape = (*_grid_shape(y, x, rules), first.shape[1])
-        out = empty(shape, first.dtype, first.device)
+        out = first.new_empty(shape)
         for grids, table, taps in _chunks(y, x, layout, rules, shape[-1]):
             index, weights = _bags(
                 y[grids], x[grids], layout[grids], rules, taps
@@ -399,7 +421,7 @@ class GridSum(Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         y, x, sums, *tables = ctx.saved_tensors
         grad_tables = [None] * len(tables)
         if any(ctx.needs_input_grad[4:]):
@@ -421,7 +443,14 @@ class GridScatter(Function):
     """Adjoint of :class:`GridSum` in its tables: (K, P, Q, C) -> (L, C)s."""
 
     @staticmethod
-    def forward(ctx, values, y, x, layout, rules):
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        y: Tensor,
+        x: Tensor,
+        layout: GridLayout,
+        rules: tuple[Rule, Rule],
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(values, y, x)
         ctx.layout, ctx.rules = layout, rules
         channels = values.shape[-1]
@@ -443,12 +472,13 @@ class GridScatter(Function):
         return tuple(tables)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         values, y, x = ctx.saved_tensors
-        grad_values, needs = None, ctx.needs_input_grad
-        if any(needs):
-            # The edge gradients are those of its product with the values.
-            grad_values = GridSum.apply(y, x, ctx.layout, ctx.rules, *grads)
+        needs = ctx.needs_input_grad
+        if not any(needs):
+            return (None,) * 5
+        # The edge gradients are those of its product with the values.
+        grad_values = GridSum.apply(y, x, ctx.layout, ctx.rules, *grads)
         grad_y, grad_x = _edge_gradients(
             grads, grad_values, values, y, x, ctx.layout, ctx.rules, needs[1:3]
         )

@@ -16,18 +16,19 @@ Detection", ECCV 2018, arXiv 1807.11590, section 3.3.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from .boxes import filled
 from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
-from .memory import empty
 
 METHODS = ('auto', 'cells', 'prefix')
 
 
-class FeatureSurface:
+class FeaturePyramid:
     """The feature levels of a batch, prepared once to be pooled many times.
 
     Two exact methods share one interface. ``'cells'`` sums the cells under
@@ -37,14 +38,27 @@ class FeatureSurface:
     shape on any value, so nothing waits for a GPU.
 
     Args:
-        features: One map (N, C, H_l, W_l) for each level. Half precision is
-            pooled in float32.
-        spatial_scales: Feature cells per network-input pixel, for each level.
+        maps: One map (N, C, H_l, W_l) for each level, at least as many as
+            strides; further ones are left alone. Half precision is pooled in
+            float32.
+        strides: Network-input pixels per cell of each level.
         image_sizes: Height and width of each image in network-input pixels.
             Given, a map ends where its image does: cells that only batch
             padding created count as outside, so that for equal features
             inside its image a box's value does not depend on the padding.
+        finest_scale: Boxes with a geometric mean side below twice this many
+            pixels belong to the first level, and each doubling to one level
+            more. 14 cells of the first level by default.
         method: ``'cells'``, ``'prefix'`` or ``'auto'`` (cells on a CPU).
+
+    Attributes:
+        num_images: N.
+        num_levels: Levels that are pooled from, one for each stride.
+        channels: C.
+        dtype: Of what is pooled, float32 or float64.
+        image_sizes: As given.
+        strides: As given, a tuple.
+        finest_scale: As given, or its default.
 
     Raises:
         ValueError: On maps that do not form a pyramid of one batch.
@@ -52,25 +66,35 @@ class FeatureSurface:
 
     def __init__(
         self,
-        features: Sequence[Tensor],
-        spatial_scales: Sequence[float],
+        maps: Sequence[Tensor],
+        strides: Sequence[float],
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        finest_scale: float | None = None,
         method: str = 'auto',
     ) -> None:
-        _check_features(features, spatial_scales, image_sizes, method)
-        first = features[0]
+        self.strides = tuple(strides)
+        maps = _checked_maps(maps, self.strides, image_sizes, method)
+        first = maps[0]
         if method == 'auto':
             method = _method_for(first)
         self.method = method
         self.num_images, self.channels = first.shape[:2]
-        self.num_levels = len(features)
+        self.num_levels = len(maps)
+        self.image_sizes = image_sizes
+        if finest_scale is None:
+            finest_scale = 14 * self.strides[0]
+        self.finest_scale = finest_scale
         self.dtype = (
             torch.float64 if first.dtype == torch.float64 else torch.float32
         )
         rule = PREFIX_INTEGRAL if method == 'prefix' else MEAN
         self._rules = (rule, rule)
 
-        maps = features
+        scales = [1 / stride for stride in self.strides]
+        insides = [
+            _inside(m, scale, image_sizes) for m, scale in zip(maps, scales)
+        ]
+        self.in_place = self.is_in_place(maps, method)
         if method == 'prefix':
             maps = [
                 nn.functional.pad(m.to(torch.float64), (1, 0, 1, 0))
@@ -79,7 +103,6 @@ class FeatureSurface:
                 for m in maps
             ]
         rows = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
-        self.in_place = self.is_in_place(features, method)
         if self.in_place:
             self._tables = tuple(
                 m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps
@@ -93,25 +116,14 @@ class FeatureSurface:
             )
             starts = [sum(rows[:i]) for i in range(self.num_levels)]
 
-        # Filled, not copied from the host: a copy would wait for the device.
         def as_ints(values: Sequence[int]) -> Tensor:
-            return (
-                torch.stack(
-                    [first.new_full((), v, dtype=torch.int64) for v in values]
-                )
-                if values
-                else first.new_zeros(0, dtype=torch.int64)
-            )
+            return filled(values, first, torch.int64)
 
         self._bases = as_ints(starts)
-        self._strides = as_ints([m.shape[3] for m in maps])
+        self._row_lengths = as_ints([m.shape[3] for m in maps])
         self._image_rows = as_ints([m.shape[2] * m.shape[3] for m in maps])
         self._num_rows = [len(table) for table in self._tables]
         # Cells along y and x, for each level (row) and image (column).
-        insides = [
-            _inside(m, scale, image_sizes)
-            for m, scale in zip(features, spatial_scales)
-        ]
         self._heights, self._widths = (
             torch.stack(
                 [
@@ -121,27 +133,36 @@ class FeatureSurface:
             )
             for axis in (0, 1)
         )
-        self._scales = torch.stack(
-            [first.new_full((), s, dtype=self.dtype) for s in spatial_scales]
-        )
+        self._scales = filled(scales, first, self.dtype)
 
     @staticmethod
-    def is_in_place(features: Sequence[Tensor], method: str = 'auto') -> bool:
+    def is_in_place(maps: Sequence[Tensor], method: str = 'auto') -> bool:
         """Whether maps are tables of cells as they lie in memory.
 
-        Then a surface is no copy of them and costs nothing. So it is for
+        Then a pyramid is no copy of them and costs nothing. So it is for
         channels-last maps in single or double precision, pooled by cells;
         inference tensors are copied, since autograd could not save a view.
         """
         if method == 'auto':
-            method = _method_for(features[0])
+            method = _method_for(maps[0])
         return method == 'cells' and all(
-            m.dtype == features[0].dtype
+            m.dtype == maps[0].dtype
             and m.dtype in (torch.float32, torch.float64)
             and not m.is_inference()
             and m.permute(0, 2, 3, 1).is_contiguous()
-            for m in features
+            for m in maps
         )
+
+    def map_levels(self, boxes: Tensor) -> Tensor:
+        """Level (R,) int64 of boxes (R, 4), from the root of their area.
+
+        Source: "Feature Pyramid Networks for Object Detection", CVPR 2017,
+        arXiv 1612.03144, equation 1.
+        """
+        sides = (boxes[:, 2:] - boxes[:, :2]).detach().clamp(min=0)
+        scale = sides.prod(1).sqrt() / self.finest_scale
+        level = (scale + 1e-6).log2().floor().nan_to_num(0.0)
+        return level.clamp(0, self.num_levels - 1).long()
 
     def pool(
         self,
@@ -163,7 +184,7 @@ class FeatureSurface:
         """
         layout = GridLayout(
             base=self._bases[level] + image_index * self._image_rows[level],
-            stride=self._strides[level],
+            stride=self._row_lengths[level],
             width=self._widths[level, image_index],
             height=self._heights[level, image_index],
             num_rows=self._num_rows,
@@ -174,7 +195,9 @@ class FeatureSurface:
             scaled = scaled.double()
         x = _bin_edges(scaled[:, 0], scaled[:, 2], output_size[1])
         y = _bin_edges(scaled[:, 1], scaled[:, 3], output_size[0])
-        pooled = GridSum.apply(y, x, layout, self._rules, *self._tables)
+        pooled: Tensor = GridSum.apply(
+            y, x, layout, self._rules, *self._tables
+        )
         if self.method == 'prefix':
             pooled = pooled.diff(dim=1).diff(dim=2)
             lengths = y.diff(dim=1)[:, :, None] * x.diff(dim=1)[:, None, :]
@@ -202,7 +225,7 @@ def prroi_pool(
             ``spatial_scale`` maps to feature cells.
         output_size: Number of bins, one number or (along y, along x).
         spatial_scale: Feature cells per unit of the rois.
-        method: See :class:`FeatureSurface`.
+        method: See :class:`FeaturePyramid`.
 
     Returns:
         (K, C, P, Q) in float32, or float64 for float64 features. Zero for rois
@@ -216,10 +239,10 @@ def prroi_pool(
             'rois must have the shape (K, 5): image index, x1, '
             f'y1, x2, y2; got {tuple(rois.shape)}'
         )
-    surface = FeatureSurface([features], [spatial_scale], method=method)
+    pyramid = FeaturePyramid([features], [1], method=method)
     image_index = rois[:, 0].detach().long()
-    return surface.pool(
-        rois[:, 1:],
+    return pyramid.pool(
+        rois[:, 1:].to(pyramid.dtype) * spatial_scale,
         image_index,
         torch.zeros_like(image_index),
         _pair(output_size),
@@ -284,12 +307,12 @@ class _CellTable(Function):
     """
 
     @staticmethod
-    def forward(ctx, dtype, *maps):
+    def forward(ctx: Any, dtype: torch.dtype, *maps: Tensor) -> Tensor:
         ctx.shapes = [m.shape for m in maps]
         ctx.dtypes = [m.dtype for m in maps]
         channels = maps[0].shape[1]
         sizes = [m.numel() // max(channels, 1) for m in maps]
-        table = empty((sum(sizes), channels), dtype, maps[0].device)
+        table = maps[0].new_empty((sum(sizes), channels), dtype=dtype)
         for block, cells in zip(table.split(sizes), maps):
             block.view(cells.shape[0], *cells.shape[2:], channels).copy_(
                 cells.permute(0, 2, 3, 1)
@@ -297,7 +320,7 @@ class _CellTable(Function):
         return table
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sizes = [shape.numel() // max(shape[1], 1) for shape in ctx.shapes]
         return (
             None,
@@ -330,23 +353,32 @@ def _inside(
     ]
 
 
-def _check_features(features, spatial_scales, image_sizes, method) -> None:
+def _checked_maps(
+    maps: Sequence[Tensor],
+    strides: Sequence[float],
+    image_sizes: Sequence[tuple[int, int]] | None,
+    method: str,
+) -> Sequence[Tensor]:
+    """The maps that have a stride."""
     if method not in METHODS:
         raise ValueError(f'method must be one of {METHODS}, got {method!r}')
-    if len(features) == 0 or len(features) != len(spatial_scales):
+    if not strides or not all(stride > 0 for stride in strides):
+        raise ValueError(f'strides must be positive numbers, got {strides}')
+    if len(maps) < len(strides):
         raise ValueError(
-            'expected one spatial scale for each feature level, '
-            f'got {len(features)} levels and '
-            f'{len(spatial_scales)} scales'
+            f'the energy model pools from {len(strides)} levels '
+            f'(strides={strides}) and the detector gives {len(maps)}'
         )
-    for level, feature in enumerate(features):
-        if feature.dim() != 4 or feature.shape[:2] != features[0].shape[:2]:
+    maps = maps[: len(strides)]
+    for level, features in enumerate(maps):
+        if features.dim() != 4 or features.shape[:2] != maps[0].shape[:2]:
             raise ValueError(
                 'features must be maps (N, C, H, W) with the same N and C, '
-                f'got {tuple(feature.shape)} at level {level} and '
-                f'{tuple(features[0].shape)} at level 0'
+                f'got {tuple(features.shape)} at level {level} and '
+                f'{tuple(maps[0].shape)} at level 0'
             )
-    if image_sizes is not None and len(image_sizes) != len(features[0]):
+    if image_sizes is not None and len(image_sizes) != len(maps[0]):
         raise ValueError(
-            f'got {len(image_sizes)} image sizes for {len(features[0])} images'
+            f'got {len(image_sizes)} image sizes for {len(maps[0])} images'
         )
+    return maps

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..models.energy_map import EnergyMap
-from .refinement import AFTER_COLOUR, BEFORE_COLOUR
+from .refinement import AFTER_COLOUR, BEFORE_COLOUR, side_bands
 
-# Log-densities this far below the maximum are drawn alike.
+# Log-densities this far below the maximum, and lower ones, have one colour.
 _DEPTH = 12.0
 # Fall of a Gaussian's log-density at 1, 2 and 3 standard deviations.
 _FALLS = (0.5, 2.0, 4.5)
@@ -23,13 +25,14 @@ _TRUTH = 'white'
 
 
 class EnergyMapFigure:
-    """The image with the boxes, and both maps with the path.
+    """The image with the boxes, and maps over centre and size with the path.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         energy: From ``compute_energy_map``.
-        title: Above it.
-        truth: (4,) annotated box, if known.
+        title: Text above the figure.
+        truth: (4,) corners of the annotated box in the image's pixels, if
+            known.
     """
 
     def __init__(
@@ -46,36 +49,24 @@ class EnergyMapFigure:
         self._draw_scene(scene, image, truth)
         path = energy.path.numpy()
         self._lines = [
-            _draw_map(
-                centre,
-                energy.shift,
-                energy.centre_map,
-                path[:, :2],
-                'centre',
-                'shift in x / width',
-                'shift in y / height',
-            ),
-            _draw_map(
-                size,
-                energy.log_size,
-                energy.size_map,
-                path[:, 2:],
-                'size',
-                'log of width ratio',
-                'log of height ratio',
-            ),
+            _draw_map(centre, energy.shift, energy.centre_map, path[:, :2]),
+            _draw_map(size, energy.log_size, energy.size_map, path[:, 2:]),
         ]
+        centre.set_title('centre', fontsize=10)
+        centre.set(xlabel='shift in x / width', ylabel='shift in y / height')
+        size.set_title('size', fontsize=10)
+        size.set(xlabel='log of width ratio', ylabel='log of height ratio')
         centre.invert_yaxis()  # as in the image
         self.figure.colorbar(size.collections[0], ax=size, label='log-density')
         self._title = title
         self._headline = self.figure.suptitle(' ', fontsize=11)
         self.show_step(len(path) - 1)
-        # Laid out once: nothing jumps from step to step.
+        # The layout is fixed here, so that nothing moves between steps.
         self.figure.canvas.draw()
         self.figure.set_layout_engine('none')
 
     def show_step(self, step: int) -> None:
-        """The path up to a step, and the box there."""
+        """Show the path up to a step, and the box there."""
         x1, y1, x2, y2 = self.energy.corners[step].tolist()
         self._box.set_bounds(x1, y1, x2 - x1, y2 - y1)
         for line, end, path in self._lines:
@@ -95,41 +86,33 @@ class EnergyMapFigure:
         """Write a picture."""
         self.figure.savefig(str(out_file), dpi=80)
 
-    def animate(self, out_file: str | Path, fps: float = 3) -> None:
+    def animate(self, out_file: str | Path) -> None:
         """Write the ascent as an animated GIF; the last step stays longer."""
         last = len(self.energy.path) - 1
         frames = [*range(last + 1), *[last] * 4]
         FuncAnimation(self.figure, self.show_step, frames).save(
-            str(out_file), PillowWriter(fps), dpi=56
+            str(out_file), PillowWriter(fps=3), dpi=56
         )
 
     def _draw_scene(
-        self, axes, image: np.ndarray, truth: Tensor | None
+        self, axes: Axes, image: np.ndarray, truth: Tensor | None
     ) -> None:
+        """The image around the detection, with its boxes."""
         axes.imshow(image)
-        boxes = [self.energy.corners[[0, -1]]]
+        before, after = self.energy.corners[[0, -1]]
+        boxes = [before, after]
         if truth is not None:
-            boxes.append(truth[None].cpu())
-            axes.add_patch(
-                _rectangle(
-                    truth, edgecolor=_TRUTH, linestyle=':', label='annotation'
-                )
-            )
-        axes.add_patch(
-            _rectangle(
-                self.energy.corners[0],
-                edgecolor=_BEFORE,
-                linestyle='--',
-                label='before',
-            )
-        )
-        self._box = _rectangle(
-            self.energy.corners[-1], edgecolor=_AFTER, label='refined'
-        )
+            boxes.append(truth.cpu())
+            style = dict(edgecolor=_TRUTH, linestyle=':', label='annotation')
+            axes.add_patch(_rectangle(truth, **style))
+        style = dict(edgecolor=_BEFORE, linestyle='--', label='before')
+        axes.add_patch(_rectangle(before, **style))
+        self._box = _rectangle(after, edgecolor=_AFTER, label='refined')
         axes.add_patch(self._box)
-        if self.energy.std.isfinite().all():
-            _draw_bands(axes, self.energy.corners[-1], self.energy.std)
-        corners = np.concatenate([b.numpy() for b in boxes])
+        for band in side_bands(after[None], self.energy.std[None]):
+            style = dict(fill=True, color=_AFTER, alpha=0.4, linewidth=0)
+            axes.add_patch(_rectangle(band, **style))
+        corners = np.stack(boxes)
         low, high = corners[:, :2].min(0), corners[:, 2:].max(0)
         margin = 0.35 * (high - low).max()
         height, width = image.shape[:2]
@@ -140,9 +123,15 @@ class EnergyMapFigure:
         axes.set_axis_off()
 
 
-def _draw_map(axes, axis, values, path, title, xlabel, ylabel):
-    values = values.numpy()
-    top = np.nanmax(values)
+def _draw_map(
+    axes: Axes, axis: Tensor, values: Tensor, path: np.ndarray
+) -> tuple[Line2D, Line2D, np.ndarray]:
+    """Draw a map (R, R) over an axis (R,), and where the path begins.
+
+    Returns:
+        Lines for the path and its end, to be filled in, and the path (N, 2).
+    """
+    top = values[~values.isnan()].max().item()
     axes.pcolormesh(
         axis,
         axis,
@@ -153,51 +142,17 @@ def _draw_map(axes, axis, values, path, title, xlabel, ylabel):
         vmax=top,
         rasterized=True,
     )
-    axes.contour(
-        axis,
-        axis,
-        values,
-        sorted(top - fall for fall in _FALLS),
-        colors='white',
-        linewidths=0.6,
-    )
-    axes.set_title(title, fontsize=10)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    levels = sorted(top - fall for fall in _FALLS)
+    style = dict(colors='white', linewidths=0.6)
+    axes.contour(axis, axis, values, levels, **style)
     (line,) = axes.plot([], [], '.-', color='white', linewidth=1, markersize=4)
     axes.plot(*path[0], 'o', color=_BEFORE, markersize=5)
     (end,) = axes.plot([], [], 'o', color=_AFTER, markersize=5)
     return line, end, path
 
 
-def _draw_bands(axes, corners: Tensor, std: Tensor) -> None:
-    x1, y1, x2, y2 = corners.tolist()
-    sx1, sy1, sx2, sy2 = std.tolist()
-    for x, s in ((x1, sx1), (x2, sx2)):
-        axes.add_patch(
-            Rectangle(
-                (x - s, y1),
-                2 * s,
-                y2 - y1,
-                color=_AFTER,
-                alpha=0.4,
-                linewidth=0,
-            )
-        )
-    for y, s in ((y1, sy1), (y2, sy2)):
-        axes.add_patch(
-            Rectangle(
-                (x1, y - s),
-                x2 - x1,
-                2 * s,
-                color=_AFTER,
-                alpha=0.4,
-                linewidth=0,
-            )
-        )
-
-
 def _rectangle(corners: Tensor, **style) -> Rectangle:
+    """A box by its outline, unless the style says otherwise."""
     x1, y1, x2, y2 = corners.tolist()
-    return Rectangle(
-        (x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.2, **style
-    )
+    style = dict(fill=False, linewidth=1.2) | style
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, **style)

@@ -16,11 +16,11 @@ _BINS = 8
 def draw_reliability(
     runs: Sequence[dict[str, SideErrors]], out_file: str | Path
 ) -> None:
-    """Coverage against probability, and actual against predicted deviation.
+    """Draw coverage over probability, and actual over predicted deviation.
 
     Args:
-        runs: For each run of an experiment, errors by the name of what
-            predicted their deviations.
+        runs: For each run of an experiment, errors by the name of the
+            predictor of their deviations. The bands span all runs.
         out_file: Picture to write.
     """
     figure = Figure(figsize=(9, 4.2), layout='constrained')
@@ -38,7 +38,7 @@ def draw_reliability(
             alpha=0.2,
             linewidth=0,
         )
-        # One deviation of each side, for all boxes, gives no line.
+        # A constant deviation of each side gives no line.
         if len(np.unique(errors[0].std)) > 4:
             right.plot(
                 *binned_deviations(errors), 'o-', color=colour, label=kind
@@ -75,14 +75,22 @@ def binned_deviations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Root mean squares of predicted deviations and of errors, in groups.
 
-    Args:
-        errors: Of all runs; their sides are sorted by the predicted deviation
-            and divided into groups of equal number.
+    The sides of all runs are sorted by their predicted deviation and divided
+    into groups of equal number.
+
+    Returns:
+        Predicted and actual deviations (G,), relative to the boxes, for up to
+        8 groups.
     """
     std = np.concatenate([e.std[e.known].ravel() for e in errors])
     error = np.concatenate([e.error[e.known].ravel() for e in errors])
     groups = np.array_split(np.argsort(std, kind='stable'), _BINS)
-    mean_square = lambda v: np.array(
-        [np.mean(v[g] ** 2) for g in groups if len(g)]
+    squares = np.array(
+        [
+            [np.mean(std[group] ** 2), np.mean(error[group] ** 2)]
+            for group in groups
+            if len(group)
+        ]
     )
-    return np.sqrt(mean_square(std)), np.sqrt(mean_square(error))
+    predicted, actual = np.sqrt(squares).reshape(-1, 2).T
+    return predicted, actual

@@ -1,53 +1,10 @@
-"""A small energy model that finds something everywhere, as files."""
+"""A small energy model that finds something everywhere, and inputs for it."""
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from mmdet_ebm.apis import EnergyDetInferencer
 
-from ..conftest import CONFIGS, build, shrink
-
-
-def shrunk_bccd(folder, method='_nce-plus', **changes):
-    """Config file of a shipped config with hardly any weights."""
-    cfg = Config.fromfile(
-        CONFIGS / f'bccd/faster-rcnn_r18-half{method}_bccd.py'
-    )
-    cfg.model = shrink(cfg.model)
-    cfg.model.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
-    cfg.model.test_cfg.rcnn.update(score_thr=0.2, max_per_img=6)
-    cfg.test_dataloader.dataset.pipeline[1].scale = (96, 72)
-    cfg.load_from = None
-    cfg.merge_from_dict(changes)
-    path = folder / f'energy{method}.py'
-    cfg.dump(path)
-    return path
-
-
-def save_checkpoint(config, path, seed=0):
-    """Random weights, with the meta information that mmengine stores."""
-    torch.manual_seed(seed)
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(config)
-    state = build(cfg.model).state_dict()
-    for name, value in state.items():  # an f with slopes
-        if 'fc_logdensity.weight' in name:
-            value.normal_()
-    torch.save(
-        dict(
-            state_dict=state,
-            meta=dict(
-                cfg=cfg.pretty_text,
-                dataset_meta=dict(classes=cfg.metainfo.classes),
-            ),
-        ),
-        path,
-    )
-    return path
+from ..helpers import save_checkpoint, shrunk_bccd, write_image
 
 
 @pytest.fixture(scope='session')
@@ -65,13 +22,26 @@ def inferencer(energy_files):
     )
 
 
-def picture(height=48, width=64, seed=0):
-    """A smooth random image (H, W, 3), uint8."""
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
-    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+@pytest.fixture
+def forwards(inferencer, monkeypatch):
+    """Number of images of each forward pass from here on."""
+    sizes = []
+    test_step = inferencer.model.test_step
+
+    def counting(data):
+        sizes.append(len(data['inputs']))
+        return test_step(data)
+
+    monkeypatch.setattr(inferencer.model, 'test_step', counting)
+    return sizes
 
 
-def write(path, image=None, **shape):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), picture(**shape) if image is None else image)
-    return path
+@pytest.fixture
+def folder(tmp_path):
+    """a/x.jpg, b/x.jpg, x.png of two sizes, and one that is damaged."""
+    write_image(tmp_path / 'in/a/x.jpg', seed=1)
+    write_image(tmp_path / 'in/b/x.jpg', seed=2, height=64, width=48)
+    write_image(tmp_path / 'in/x.jpg', seed=3)
+    write_image(tmp_path / 'in/x.png', seed=4)
+    (tmp_path / 'in/broken.jpg').write_text('not an image')
+    return tmp_path / 'in'

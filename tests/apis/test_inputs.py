@@ -1,6 +1,5 @@
 """Which images a run takes, what they are called, what is read of them."""
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +11,12 @@ from mmdet_ebm.apis.inputs import (
     read_image,
 )
 
-from .conftest import picture, write
+from ..helpers import (
+    random_image,
+    write_damaged_files,
+    write_image,
+    write_video,
+)
 
 
 def names(*args, **kwargs):
@@ -51,7 +55,7 @@ def test_names_mirror_the_tree_below_what_inputs_share(tmp_path):
 
 
 def test_arrays_are_numbered():
-    image = picture()
+    image = random_image()
     assert names(image) == ['00000000']
     assert names([image, image], first_array=7) == ['00000007', '00000008']
 
@@ -76,7 +80,7 @@ def test_other_inputs_are_refused():
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif'])
 def test_grey_alpha_and_16_bit_become_colour(tmp_path, suffix):
-    image = picture()
+    image = random_image()
     alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
     deep = image.astype(np.uint16) * 257
     for odd, expected in (
@@ -84,7 +88,7 @@ def test_grey_alpha_and_16_bit_become_colour(tmp_path, suffix):
         (deep, image),
         (image[..., 0], image[..., :1].repeat(3, 2)),
     ):
-        path = write(tmp_path / f'odd{suffix}', odd)
+        path = write_image(tmp_path / f'odd{suffix}', odd)
         assert np.array_equal(read_image(path), expected)
         assert np.array_equal(read_image(odd), expected)
 
@@ -101,29 +105,8 @@ def test_photograph_is_turned_as_its_exif_says(tmp_path):
     assert turned[:15].mean() > 240 and turned[30:].mean() < 10
 
 
-def damaged(folder):
-    """Files that give no image, and what must be said of them."""
-    folder.mkdir()
-    whole = {
-        suffix: cv2.imencode(suffix, picture(96, 128))[1].tobytes()
-        for suffix in ('.jpg', '.png')
-    }
-    for suffix, data in whole.items():
-        (folder / f'cut{suffix}').write_bytes(data[: len(data) // 2])
-        yield folder / f'cut{suffix}', 'truncated'
-    (folder / 'empty.jpg').touch()
-    yield folder / 'empty.jpg', 'the file is empty'
-    (folder / 'text.png').write_text('not an image')
-    yield folder / 'text.png', 'OpenCV'
-    (folder / 'dangling.png').symlink_to(folder / 'gone.png')
-    yield folder / 'dangling.png', 'cannot be opened'
-    # Only its header says so.
-    (folder / 'huge.ppm').write_bytes(b'P6 20000 20000 255\n')
-    yield folder / 'huge.ppm', 'too many'
-
-
 def test_damaged_files_say_what_is_wrong(tmp_path):
-    for path, complaint in damaged(tmp_path / 'damaged'):
+    for path, complaint in write_damaged_files(tmp_path / 'damaged'):
         with pytest.raises(UnreadableInput, match=complaint):
             read_image(path)
 
@@ -142,18 +125,7 @@ def test_arrays_that_are_no_images_are_refused(array):
         read_image(array)
 
 
-def write_video(path, num_frames, codec='mp4v', size=(64, 48)):
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter_fourcc(*codec), 10, size
-    )
-    assert writer.isOpened()
-    for seed in range(num_frames):
-        writer.write(picture(size[1], size[0], seed))
-    writer.release()
-    return path
-
-
-def test_frames_of_a_video(tmp_path):
+def test_a_video_gives_all_its_frames(tmp_path):
     frames = list(read_frames(write_video(tmp_path / 'clip.mp4', 5)))
     assert len(frames) == 5 and frames[0].shape == (48, 64, 3)
 

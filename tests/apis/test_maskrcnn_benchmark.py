@@ -11,11 +11,11 @@ from mmdet_ebm.apis.maskrcnn_benchmark import (
     convert_checkpoint,
     convert_state_dict,
 )
-from mmdet_ebm.models import Boxes
-from mmdet_ebm.ops import prroi_pool
+from mmdet_ebm.models import Refinement
+from mmdet_ebm.ops import Boxes, prroi_pool
 
-from ..conftest import CONFIGS, batch, build
-from ..tools.conftest import run_tool
+from ..helpers import run_tool
+from ..small_models import CONFIGS, batch, build
 from . import reference_detectron as reference
 
 CONFIG = CONFIGS / 'published/faster-rcnn_r50-caffe_fpn_nce-plus_coco.py'
@@ -23,9 +23,15 @@ SMALL = dict(width=4, fpn=8, hidden=16, classes=4)
 SIZE = (96, 128)
 
 
-def small_config():
+def whole_config():
     config = Config.fromfile(CONFIG)
-    cfg = config.model
+    config.model.detector.backbone.init_cfg = None
+    return config
+
+
+def small_config():
+    config = whole_config()
+    cfg = config.model.detector
     cfg.backbone.base_channels = 4
     cfg.neck.update(in_channels=[16, 32, 64, 128], out_channels=8)
     cfg.rpn_head.update(in_channels=8, feat_channels=8)
@@ -33,8 +39,9 @@ def small_config():
     cfg.roi_head.bbox_head.update(
         in_channels=8, fc_out_channels=16, num_classes=3
     )
-    cfg.roi_head.refiner.head.fc_out_channels = 16
-    cfg.roi_head.refiner.loss.num_samples = 8
+    energy_model = config.model.energy_model
+    energy_model.head.fc_out_channels = 16
+    energy_model.loss.num_samples = 8
     return config
 
 
@@ -122,15 +129,15 @@ def test_every_tensor_of_the_true_shapes_is_accounted_for():
         source[f'module.rpn.anchor_generator.cell_anchors.{level}'] = (
             reference.cell_anchors(level)
         )
-    full = build(Config.fromfile(CONFIG).model)
+    full = build(whole_config().model)
     conversion = convert_state_dict(source, full)
     assert set(conversion.used) | set(conversion.dropped) == set(shapes)
     assert set(conversion.state_dict) == set(full.state_dict())
     assert len(conversion.dropped) == 5  # the anchors
     assert conversion.has_energy
-    head = full.roi_head.refiner.head
+    head = full.energy_model.head
     assert head.fc_logdensity.out_features == 80
-    assert full.roi_head.bbox_head.fc_cls.out_features == 81
+    assert full.detector.roi_head.bbox_head.fc_cls.out_features == 81
 
 
 def test_feature_maps_are_the_same(converted, weights, image):
@@ -144,7 +151,7 @@ def test_feature_maps_are_the_same(converted, weights, image):
 
 def test_anchors_are_detectrons(converted):
     for level, anchors in enumerate(
-        converted.rpn_head.prior_generator.base_anchors
+        converted.detector.rpn_head.prior_generator.base_anchors
     ):
         assert torch.equal(anchors, reference.cell_anchors(level))
 
@@ -153,8 +160,8 @@ def test_proposals_are_the_same(converted, weights, image):
     """Anchors, box coder, clipping, NMS with the old widths."""
     with torch.no_grad():
         maps = features(converted, image)
-        (found,) = converted.rpn_head.predict_by_feat(
-            *converted.rpn_head(maps), batch_img_metas=[meta()]
+        (found,) = converted.detector.rpn_head.predict_by_feat(
+            *converted.detector.rpn_head(maps), batch_img_metas=[meta()]
         )
     boxes, scores = reference.proposals(
         weights, reference.pyramid(weights, image), SIZE
@@ -171,7 +178,7 @@ def test_class_scores_and_boxes_are_the_same(converted, weights, image):
     probabilities, boxes = reference.box_head(weights, levels, rois, SIZE)
     assert probabilities.std(0).min() > 1e-3  # not the same for all
     with torch.no_grad():
-        (raw,) = converted.roi_head.bbox_head.predict_by_feat(
+        (raw,) = converted.detector.roi_head.bbox_head.predict_by_feat(
             *[(x,) for x in _box_outputs(converted, image, rois)],
             batch_img_metas=[meta()],
             rcnn_test_cfg=None,
@@ -184,7 +191,7 @@ def test_class_scores_and_boxes_are_the_same(converted, weights, image):
 
 def _box_outputs(model, image, rois):
     rois = torch.cat([torch.zeros(len(rois), 1), rois], 1)
-    out = model.roi_head._bbox_forward(features(model, image), rois)
+    out = model.detector.roi_head._bbox_forward(features(model, image), rois)
     return rois, out['cls_score'], out['bbox_pred']
 
 
@@ -210,10 +217,10 @@ def test_logdensities_are_the_same(converted, weights, image):
         'iou.predictor.iou_pred',
         reference.head(weights, 'iou', pooled),
     )
-    refiner = converted.roi_head.refiner
-    surface = refiner.surface(features(converted, image), [SIZE])
+    energy_model = converted.energy_model
+    pyramid = energy_model.pyramid(features(converted, image), [SIZE])
     close(
-        refiner.logdensity(surface, Boxes.from_images([rois], [labels])),
+        energy_model.logdensity(pyramid, Boxes.from_images([rois], [labels])),
         values[torch.arange(40), labels + 1],
         1e-3,
     )
@@ -226,22 +233,22 @@ def test_a_converted_model_trains_and_predicts(converted):
         sample.set_metainfo(dict(scale_factor=(0.5, 0.25)))
     before = copy.deepcopy(samples)
     seen = {}
-    refiner = model.roi_head.refiner
-    original = refiner.loss
+    energy_model = model.energy_model
+    original = energy_model.loss
 
     def loss(features, boxes, *args):
         seen['boxes'] = boxes
         return original(features, boxes, *args)
 
-    refiner.loss = loss
+    energy_model.loss = loss
     model.loss(inputs, samples)['loss_energy'].backward()
-    assert all(p.grad is not None for p in refiner.parameters())
+    assert all(p.grad is not None for p in energy_model.parameters())
     # The last pixel is one of the original image's before the end.
     for mine, sample, old in zip(seen['boxes'], samples, before):
         expected = old.gt_instances.bboxes - torch.tensor([0, 0, 0.5, 0.25])
         assert torch.equal(mine, expected)
         assert torch.equal(sample.gt_instances.bboxes, old.gt_instances.bboxes)
-    del refiner.loss
+    del energy_model.loss
 
     model.eval()
     inner = InstanceData(
@@ -249,18 +256,23 @@ def test_a_converted_model_trains_and_predicts(converted):
         scores=torch.ones(1),
         labels=torch.zeros(1).long(),
     )
-    model.roi_head.predict = lambda *args, **kwargs: [inner, inner[:0]]
+    find = model.box_source.candidates
+    model.box_source.candidates = lambda *args: (
+        find(*args) and [inner, inner[:0]]
+    )
+    model.refinement = Refinement(ascent=False)
     with torch.no_grad():
         for rescale, expected in (
-            (True, [2, 3, 6, 10]),
+            (True, [4, 12, 11, 37]),
             (False, [2, 3, 5.5, 9.25]),
         ):
             some, none = model.predict(inputs, samples, rescale)
             assert some.pred_instances.bboxes.tolist() == [expected]
             assert none.pred_instances.bboxes.shape == (0, 4)
-    del model.roi_head.predict
+    model.box_source.candidates = find
+    model.refinement = Refinement()
     with torch.no_grad():
-        model.roi_head.test_cfg.score_thr = 0.0
+        model.detector.roi_head.test_cfg.score_thr = 0.0
         result = model.predict(inputs, samples)[0].pred_instances
     assert {'logdensities', 'initial_bboxes'} <= set(result.keys())
     assert len(result) > 0 and result.bboxes.isfinite().all()
@@ -268,7 +280,8 @@ def test_a_converted_model_trains_and_predicts(converted):
 
 def test_joint_training_runs_in_the_old_convention(converted):
     model = copy.deepcopy(converted)
-    model.freeze_if_wanted(False)
+    model.freeze_detector = False
+    model.requires_grad_(True)
     model.train()
     losses = model.loss(*batch())
     assert {'loss_energy', 'loss_cls', 'loss_rpn_bbox'} <= set(losses)
@@ -305,8 +318,8 @@ def test_a_detector_alone_becomes_a_checkpoint(model, weights, tmp_path):
     )
     assert not conversion.has_energy
     state = torch.load(tmp_path / 'out.pth')['state_dict']
-    missing = set(model.state_dict()) - set(state)
-    assert missing and all('refiner' in key for key in missing)
+    missing = set(model.state_dict()) - {f'detector.{key}' for key in state}
+    assert missing and all('energy_model' in key for key in missing)
 
 
 def without(name):

@@ -10,6 +10,8 @@ from mmdet_ebm.core import (
     stopping_ascent,
 )
 
+from .conftest import generator
+
 PEAK = torch.tensor([1.0, -2.0])
 
 
@@ -21,9 +23,9 @@ def test_one_step_is_the_gradient_times_each_dimensions_step():
     init = torch.zeros(1, 1, 2)
     result = gradient_ascent(bowl, init, (0.1, 0.2), num_steps=1)
     torch.testing.assert_close(result.y[0, 0], torch.tensor([0.1, -0.4]))
-    assert result.num_accepted.tolist() == [[1]]
+    assert result.info.num_accepted.tolist() == [[1]]
     torch.testing.assert_close(result.logdensity, bowl(result.y))
-    torch.testing.assert_close(result.initial_logdensity, bowl(init))
+    torch.testing.assert_close(result.info.logdensities[0], bowl(init))
 
 
 def test_converges_to_the_peak():
@@ -51,7 +53,7 @@ def test_refused_steps_shrink_only_that_candidates_step():
     result = gradient_ascent(watched, init, (3.0,), num_steps=2)
     # 2 - 3 * 2 = -4 is refused (f = -8 < -2); then 2 - 1.5 * 2 = -1 is kept.
     assert [y[0, 0, 0].item() for y in seen] == [2.0, -4.0, -1.0]
-    assert result.num_accepted[:, 0].tolist() == [1, 2]
+    assert result.info.num_accepted[:, 0].tolist() == [1, 2]
     assert result.y[:, 0, 0].tolist() == [-1.0, 0.0]
 
 
@@ -110,17 +112,17 @@ def test_secant_steps_without_curvature_follow_the_published_rule():
 
 def test_four_secant_steps_climb_as_far_as_ten_decayed_ones():
     """On concave quadratics with random axes and curvatures of 0.1 to 10."""
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(200, 4, 4, generator=generator))[0]
-    curvature = 10 ** (2 * torch.rand(200, 4, generator=generator) - 1)
+    source = generator()
+    axes = torch.linalg.qr(torch.randn(200, 4, 4, generator=source))[0]
+    curvature = 10 ** (2 * torch.rand(200, 4, generator=source) - 1)
     matrix = axes @ torch.diag_embed(curvature) @ axes.transpose(1, 2)
 
     def logdensity(y):
         return -0.5 * torch.einsum('nsi,nij,nsj->ns', y, matrix, y)
 
-    init = torch.randn(200, 1, 4, generator=generator)
+    init = torch.randn(200, 1, 4, generator=source)
     gains = [
-        (result.logdensity - result.initial_logdensity).mean()
+        (result.logdensity - result.info.logdensities[0]).mean()
         for result in (
             gradient_ascent(logdensity, init, (0.1,) * 4, 10),
             gradient_ascent(
@@ -146,7 +148,7 @@ def test_steps_into_nan_are_refused():
     result = gradient_ascent(cliff, torch.tensor([[[0.9]]]), (0.4,), 3)
     # 1.3 and 1.1 are NaN; 1.0 is not.
     assert result.y.item() == pytest.approx(1.0)
-    assert result.num_accepted.item() == 1
+    assert result.info.num_accepted.item() == 1
 
 
 def test_evaluations_are_shared_between_check_and_gradient():
@@ -227,6 +229,52 @@ def test_wrong_arguments_are_named(arguments):
         gradient_ascent(bowl, **arguments)
 
 
+def stopping(logdensity, init, num_steps):
+    return stopping_ascent(
+        logdensity, init, lambda y: 0.9 * torch.ones_like(y), num_steps
+    )
+
+
+def stepping(logdensity, init, num_steps):
+    return gradient_ascent(logdensity, init, (1.9, 2.5), num_steps)
+
+
+@pytest.mark.parametrize('ascend', [stepping, stopping])
+@pytest.mark.parametrize('num_steps', [0, 1, 5])
+def test_the_trajectory_leads_from_the_start_to_the_result(ascend, num_steps):
+    """Its rows are the results of fewer steps."""
+    init = torch.randn(6, 3, 2)
+    result = ascend(bowl, init, num_steps)
+    info = result.info
+    assert info.trajectory.shape == (num_steps + 1, 6, 3, 2)
+    assert info.logdensities.shape == (num_steps + 1, 6, 3)
+    for steps in range(num_steps + 1):
+        shorter = ascend(bowl, init, steps)
+        assert torch.equal(info.trajectory[steps], shorter.y)
+        assert torch.equal(info.logdensities[steps], shorter.logdensity)
+    assert torch.equal(info.trajectory[0], init)
+    assert torch.equal(info.trajectory[-1], result.y)
+    assert not info.trajectory.requires_grad
+    assert not info.logdensities.requires_grad
+
+
+def test_f_never_falls_along_a_trajectory_with_huge_steps():
+    result = gradient_ascent(bowl, torch.randn(50, 2, 2), (5.0, 5.0), 6)
+    rises = result.info.logdensities.diff(dim=0)
+    assert (rises >= 0).all()
+    moved = (result.info.trajectory.diff(dim=0) != 0).any(-1).sum(0)
+    assert torch.equal(moved, result.info.num_accepted)
+
+
+@pytest.mark.parametrize('ascend', [stepping, stopping])
+def test_nothing_is_read_back_to_the_host(ascend):
+    """Tensors without data cannot be."""
+    result = ascend(
+        lambda y: -y.square().sum(-1), torch.zeros(3, 1, 2, device='meta'), 3
+    )
+    assert result.info.trajectory.shape == (4, 3, 1, 2)
+
+
 def test_stopping_ascent_takes_plain_steps_until_f_hardly_changes():
     """f = -y^2 / 2 from 2, step 0.5: y halves, f rises by 3/8 y^2."""
     init = torch.tensor([[[2.0]], [[0.02]]])
@@ -239,7 +287,7 @@ def test_stopping_ascent_takes_plain_steps_until_f_hardly_changes():
     )
     # The second changes by 0.00015 in its first step, which it keeps.
     assert result.y.flatten().tolist() == pytest.approx([2 / 2**5, 0.01])
-    assert result.num_accepted.flatten().tolist() == [5, 1]
+    assert result.info.num_accepted.flatten().tolist() == [5, 1]
 
 
 def test_stopping_ascent_keeps_the_step_that_fell_too_far_and_stops():
@@ -252,7 +300,7 @@ def test_stopping_ascent_keeps_the_step_that_fell_too_far_and_stops():
         num_steps=5,
     )
     assert result.y.item() == -4 and result.logdensity.item() == -8
-    assert result.initial_logdensity.item() == -2
+    assert result.info.logdensities[0].item() == -2
     # A fall within the tolerance goes on.
     result = stopping_ascent(
         lambda y: -0.5 * y[..., 0].square(),

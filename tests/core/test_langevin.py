@@ -11,7 +11,9 @@ import math
 import pytest
 import torch
 
-from mmdet_ebm.core import MLMCMC, langevin_chain
+from mmdet_ebm.core import langevin_chain
+
+from .conftest import generator
 
 PRECISION, STEP = 4.0, 0.5
 SHRINK = 1 - STEP**2 * PRECISION / 2
@@ -33,7 +35,7 @@ def test_mean_and_variance_on_a_gaussian(num_steps):
         torch.full((1, CHAINS, 1), start),
         STEP,
         num_steps,
-        torch.Generator().manual_seed(num_steps),
+        generator(num_steps),
     )
     mean = SHRINK**num_steps * start
     variance = STEP**2 * (1 - SHRINK ** (2 * num_steps)) / (1 - SHRINK**2)
@@ -61,35 +63,9 @@ def test_zero_steps_stay():
     assert torch.equal(langevin_chain(gaussian, start, 0.1, 0), start)
 
 
-def test_ml_mcmc_evaluates_all_chains_together_and_the_ends_once():
-    shapes = []
-
-    def logdensity(y):
-        shapes.append((tuple(y.shape), y.requires_grad))
-        return gaussian(y)
-
-    MLMCMC(0.1, 4, 8)(logdensity, torch.zeros(3, 2))
-    # Four steps of 8 chains, then their ends beside the target.
-    assert shapes == [((3, 8, 2), True)] * 4 + [((3, 9, 2), False)]
-
-
-def test_ml_mcmc_gradient_is_that_of_the_ends():
-    """The chain's dependence on the parameters must not be differentiated."""
-    weight = torch.tensor(3.0, requires_grad=True)
-    targets = torch.full((2, 1), 0.5)
-    seen = []
-
-    def logdensity(y):
-        seen.append(y.detach())
-        return -weight * y.square().sum(-1)
-
-    MLMCMC(0.3, 5, 16)(logdensity, targets).sum().backward()
-    squares = seen[-1].square().sum(-1)
-    expected = -(squares[:, 1:].mean(1) - squares[:, 0]).sum()
-    torch.testing.assert_close(weight.grad, expected)
-
-
-@pytest.mark.parametrize('arguments', [(0.0, 4, 4), (0.1, 0, 4), (0.1, 4, 0)])
-def test_invalid_settings_are_refused(arguments):
-    with pytest.raises(ValueError, match='step_size|num_steps|num_samples'):
-        MLMCMC(*arguments)
+def test_langevin_chains_keep_their_generators():
+    start = torch.randn(4, 3, 1)
+    chain = (lambda y: -y.square().sum(-1), start, 0.1, 2)
+    together = langevin_chain(*chain, [generator(1), generator(2)])
+    first = langevin_chain(chain[0], start[:2], 0.1, 2, generator(1))
+    assert torch.equal(together[:2], first)

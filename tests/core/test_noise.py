@@ -8,10 +8,13 @@ from torch import distributions as D
 
 from mmdet_ebm.core import (
     GaussianMixtureNoise,
+    draw,
     noise_logprob,
     quasi_random_noise,
     sample_noise,
 )
+
+from .conftest import generator
 
 SIGMAS = torch.tensor(
     [[0.1, 0.3], [0.4, 0.2], [1.0, 2.0]], dtype=torch.float64
@@ -50,8 +53,8 @@ def test_logprob_far_away_is_finite():
 def test_samples_have_the_mixtures_moments():
     """n = 200,000; mean and variance within 5 standard errors (6e-7 each)."""
     n = 200_000
-    generator = torch.Generator().manual_seed(3)
-    samples = sample_noise((n // 100, 100, 2), SIGMAS, generator).view(n, 2)
+    source = generator(3)
+    samples = sample_noise((n // 100, 100, 2), SIGMAS, source).view(n, 2)
     variance = SIGMAS.square().mean(0)
     fourth = 3 * SIGMAS.pow(4).mean(0)
     assert (samples.mean(0).abs() < 5 * (variance / n).sqrt()).all()
@@ -62,9 +65,7 @@ def test_samples_have_the_mixtures_moments():
 def test_a_component_is_drawn_for_each_sample():
     """With one tiny and one huge component, both occur for every instance."""
     sigmas = torch.tensor([[1e-6], [1e3]])
-    samples = sample_noise(
-        (8, 200, 1), sigmas, torch.Generator().manual_seed(0)
-    )
+    samples = sample_noise((8, 200, 1), sigmas, generator())
     tiny = (samples.abs() < 1e-3).float().mean((1, 2))
     # 200 fair draws: outside (0.25, 0.75) with a chance of 1e-12 each.
     assert ((tiny > 0.25) & (tiny < 0.75)).all()
@@ -74,7 +75,7 @@ def test_scale_multiplies_every_width():
     noise = GaussianMixtureNoise([0.1, 0.4])
     like = torch.zeros(1)
     one, tenth = (
-        noise.sample((5, 6, 4), like, scale, torch.Generator().manual_seed(1))
+        noise.sample((5, 6, 4), like, scale, generator(1))
         for scale in (1.0, 0.1)
     )
     torch.testing.assert_close(tenth, one * 0.1)
@@ -86,7 +87,7 @@ def test_generator_makes_samples_reproducible():
         noise.sample(
             (3, 4, 2),
             torch.zeros(1),
-            generator=torch.Generator().manual_seed(5),
+            generator=generator(5),
         )
         for _ in range(2)
     )
@@ -156,3 +157,9 @@ def test_logprob_has_gradients_in_offsets_and_sigmas():
     sigmas = SIGMAS.clone().requires_grad_()
     assert torch.autograd.gradcheck(noise_logprob, (offsets, sigmas))
     assert torch.autograd.gradgradcheck(noise_logprob, (offsets, sigmas))
+
+
+@pytest.mark.parametrize('generators', [[], [generator(0)] * 3])
+def test_generators_that_do_not_divide_the_batch_are_refused(generators):
+    with pytest.raises(ValueError, match='multiple of the number'):
+        draw(torch.randn, (4, 1), generators)

@@ -15,6 +15,8 @@ from mmdet_ebm.core import (
     weigh_samples,
 )
 
+from .conftest import generator
+
 SIGMAS = torch.tensor([[0.05], [0.1], [0.2]], dtype=torch.float64)
 # Two Gaussians in four dimensions, correlated, off the centre.
 MEANS = torch.tensor(
@@ -42,11 +44,11 @@ def gaussians(y, shift=7.0):
     return shift - 0.5 * square - 0.5 * constant[:, None]
 
 
-def samples(num_samples, generator=None):
+def samples(num_samples, seed=0):
     return sample_noise(
         (2, num_samples, 4),
         SIGMAS,
-        generator or torch.Generator().manual_seed(0),
+        generator(seed),
     )
 
 
@@ -54,7 +56,7 @@ def test_moments_and_normaliser_of_gaussians():
     """40 independent sets of 4,000 samples: within 5 standard errors."""
     found = []
     for seed in range(40):
-        y = samples(4_000, torch.Generator().manual_seed(seed))
+        y = samples(4_000, seed)
         weighted = weigh_samples(gaussians(y), noise_logprob(y, SIGMAS))
         mean, covariance = weighted.moments(y)
         found.append(
@@ -362,6 +364,17 @@ def test_two_rounds_of_an_f_that_is_nan_claim_nothing():
     weighted = found.weigh()
     assert (weighted.effective_samples == 0).all()
     assert weighted.moments(found.offsets)[1].isnan().all()
+
+
+def test_nothing_is_read_back_to_the_host():
+    """Tensors without data cannot be."""
+    centres, wide, normal, sigmas = (
+        torch.zeros(*shape, device='meta')
+        for shape in ((3, 4), (8, 4), (8, 4), (2, 1))
+    )
+    found = sample_density(lambda y: y.sum(-1), centres, wide, normal, sigmas)
+    _, covariance = found.weigh().moments(found.offsets)
+    assert covariance.shape == (3, 4, 4)
 
 
 def test_radius_must_be_positive():

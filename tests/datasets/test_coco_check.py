@@ -10,7 +10,7 @@ from mmdet.datasets import CocoDataset
 from mmdet_ebm.datasets import coco_check
 from mmdet_ebm.datasets.coco_check import check_coco_split
 
-from ..tools.conftest import run_tool
+from ..helpers import run_tool
 
 
 @pytest.fixture

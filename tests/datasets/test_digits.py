@@ -1,4 +1,4 @@
-"""The generated set: exact boxes, determinism, noise levels, COCO form."""
+"""The generated set: exact boxes, equal files, noise levels, COCO form."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mmdet_ebm.datasets import DigitsConfig, generate_digits
+from mmdet_ebm.datasets import DigitsConfig, digits, generate_digits
 from mmdet_ebm.datasets.digits import (
     VISIBLE_ALPHA,
     _render_glyph,
@@ -51,23 +51,17 @@ def test_coco_reads_it_and_boxes_lie_inside(tmp_path):
             assert x + w <= 160 and y + h <= 160
 
 
-def test_boxes_are_exact(tmp_path):
+def test_boxes_are_exact(tmp_path, monkeypatch):
     """Redrawing with all digits invisible changes pixels inside boxes only."""
-    from mmdet_ebm.datasets import digits
-
     generate_digits(tmp_path / 'a', DigitsConfig(**SMALL))
     render = digits._render_glyph
-    changed = {}
 
     def nearly_invisible(rng, glyph, size):
         alpha = render(rng, glyph, size)
         return np.where(alpha >= VISIBLE_ALPHA, VISIBLE_ALPHA, 0)
 
-    digits._render_glyph = nearly_invisible
-    try:
-        generate_digits(tmp_path / 'b', DigitsConfig(**SMALL))
-    finally:
-        digits._render_glyph = render
+    monkeypatch.setattr(digits, '_render_glyph', nearly_invisible)
+    generate_digits(tmp_path / 'b', DigitsConfig(**SMALL))
     coco = COCO(str(tmp_path / 'a/annotations/train.json'))
     for image in coco.imgs.values():
         a, b = (
@@ -86,12 +80,15 @@ def test_boxes_are_exact(tmp_path):
         assert not (changed & ~inside).any()
 
 
-def test_glyphs_of_the_splits_are_disjoint():
+def test_splits_share_no_glyphs_and_have_all_digits():
     splits = _split_glyphs()
-    assert sum(map(len, splits.values())) == 1797
-    assert all(
-        len({label for _, label in glyphs}) == 10 for glyphs in splits.values()
-    )
+    pixels = {
+        split: {(image.tobytes(), label) for image, label in glyphs}
+        for split, glyphs in splits.items()
+    }
+    assert len(set.union(*pixels.values())) == sum(map(len, pixels.values()))
+    for glyphs in splits.values():
+        assert {label for _, label in glyphs} == set(range(10))
 
 
 def test_rendered_glyphs_are_opaque_and_clear():

@@ -4,15 +4,15 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-from ..conftest import batch, build, energy_model_cfg
+from ..small_models import batch, build, energy_model_cfg
 
 
-def test_a_step_in_mixed_precision():
+def test_the_head_computes_in_bfloat16_and_its_weights_stay_float32():
     model = build(energy_model_cfg()).train()
-    torch.nn.init.normal_(model.roi_head.refiner.head.fc_logdensity.weight)
-    head = model.roi_head.refiner.head
+    torch.nn.init.normal_(model.energy_model.head.fc_logdensity.weight)
+    head = model.energy_model.head
     seen = {}
-    model.neck.register_forward_hook(
+    model.detector.neck.register_forward_hook(
         lambda module, args, out: seen.update(feature=out[0].dtype)
     )
     head.register_forward_hook(

@@ -11,15 +11,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmdet_ebm.engine import join_processes
 
-from ..conftest import batch, build, energy_model_cfg, shrink
-from .processes import run_forked, share_noise
+from ..processes import run_forked, share_noise
+from ..small_models import batch, build, energy_model_cfg, shrink
 
 # Objects in the images of process 0 and process 1.
 COUNTS = [(3, 2), (4, 0), (1, 0), (0, 0)]
 VARIANTS = {
     'NCE+': dict(loss=dict(type='NCEPlusLoss', num_samples=8)),
-    'NCE+, saving memory': dict(
-        loss=dict(type='NCEPlusLoss', num_samples=8), memory_saving=True
+    'NCE+, in chunks': dict(
+        loss=dict(type='NCEPlusLoss', num_samples=8), chunked=True
     ),
     'ML-MCMC': dict(loss=dict(type='MLMCMCLoss', num_samples=8)),
     'DSM': dict(loss=dict(type='DSMLoss', num_samples=8)),
@@ -41,12 +41,12 @@ def cases():
     """For each variant and count: a model and a batch of two images."""
     for variant, changes in VARIANTS.items():
         cfg = energy_model_cfg()
-        cfg.roi_head.refiner.pop('loss')  # else it would be merged
-        cfg.roi_head.refiner.update(changes)
-        cfg.roi_head.refiner.head.act_cfg = dict(type='SiLU')
+        cfg.energy_model.pop('loss')  # else it would be merged
+        cfg.energy_model.update(changes)
+        cfg.energy_model.head.act_cfg = dict(type='SiLU')
         torch.manual_seed(0)
         model = build(cfg).double().train()
-        torch.nn.init.normal_(model.roi_head.refiner.head.fc_logdensity.weight)
+        torch.nn.init.normal_(model.energy_model.head.fc_logdensity.weight)
         for counts in COUNTS:
             inputs, samples = batch(counts)
             for sample in samples:
@@ -78,7 +78,7 @@ def joint_steps():
     dense = ConfigDict(
         type='EnergyDetector',
         freeze_detector=False,
-        refiner=two_stage.roi_head.refiner,
+        energy_model=two_stage.energy_model,
         detector=shrink(
             get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model
         ),

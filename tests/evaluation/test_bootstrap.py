@@ -1,4 +1,4 @@
-"""Resampled AP: agreement with COCO, with sets made of repeated images."""
+"""AP on resampled images agrees with COCO on the same images."""
 
 import copy
 

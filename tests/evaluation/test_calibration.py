@@ -72,7 +72,7 @@ def test_unknown_deviations_are_counted_and_left_out():
     assert found == {k: v for k, v in expected.items() if k in found}
 
 
-def test_nothing_matched():
+def test_without_matches_there_are_only_counts():
     none = SideErrors(np.zeros((0, 4)), np.zeros((0, 4)))
     assert calibration(none) == dict(matched=0, unknown=0)
 
@@ -91,6 +91,6 @@ def test_matching_takes_the_best_overlap_by_falling_score():
 
 
 @pytest.mark.parametrize('shape', [(0, 3), (3, 0), (0, 0)])
-def test_matching_nothing(shape):
+def test_without_boxes_there_are_no_pairs(shape):
     rows, columns = match_to_truth(np.zeros(shape), np.zeros(shape[0]))
     assert len(rows) == len(columns) == 0

@@ -1,10 +1,13 @@
-"""AP90 against predictions whose IoU is known."""
+"""AP90 of predictions whose IoU is known."""
 
 import json
+import logging
 
 import pytest
 import torch
+from mmdet.evaluation import CocoMetric
 from mmdet.structures import DetDataSample
+from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
 from mmdet_ebm.evaluation import CocoAP90Metric
@@ -51,9 +54,7 @@ def evaluate(metric, widths, plain=None):
         )
         sample.pred_instances = detections(width)
         if plain is not None:
-            sample.pred_instances.set_metainfo(
-                dict(plain_instances=detections(*plain[image_id]))
-            )
+            sample.plain_instances = detections(*plain[image_id])
         metric.process({}, [sample.to_dict()])
     return metric.evaluate(size=len(widths))
 
@@ -74,8 +75,6 @@ def test_ap90_counts_boxes_of_iou_above_090(annotations, widths, ap90, ap75):
 
 
 def test_other_metrics_are_cocos(annotations):
-    from mmdet.evaluation import CocoMetric
-
     ours = evaluate(CocoAP90Metric(ann_file=annotations), (100, 89))
     theirs = evaluate(CocoMetric(ann_file=annotations), (100, 89))
     assert {**theirs, 'coco/bbox_mAP_90': ours['coco/bbox_mAP_90']} == ours
@@ -91,7 +90,7 @@ def test_format_only_writes_without_evaluating(annotations, tmp_path):
     assert (tmp_path / 'out.bbox.json').exists()
 
 
-def test_gain_over_the_plain_detections(annotations):
+def test_the_gain_is_the_refined_ap_minus_the_plain_ap(annotations):
     """Plain IoU 0.80: no AP90, AP at 7 of 10 thresholds (0.50 to 0.80)."""
     metrics = evaluate(
         CocoAP90Metric(ann_file=annotations), (100, 100), [(80,), (80,)]
@@ -104,9 +103,10 @@ def test_gain_over_the_plain_detections(annotations):
 
 
 def test_the_gain_is_one_line_of_the_log(annotations, caplog):
-    from mmengine.logging import MMLogger
-
     logger = MMLogger.get_current_instance()
+    level = logger.level
+    # Also makes the logger forget that other tests had turned logs off.
+    logger.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)
     try:
         evaluate(
@@ -114,13 +114,14 @@ def test_the_gain_is_one_line_of_the_log(annotations, caplog):
         )
     finally:
         logger.removeHandler(caplog.handler)
+        logger.setLevel(level)
     assert (
         'AP 70.0 plain, 100.0 refined (+30.0); AP90 0.0 plain, 100.0 '
         'refined (+100.0)'
     ) in caplog.text
 
 
-def test_nothing_found_by_the_plain_detector(annotations):
+def test_a_plain_detector_that_finds_nothing_has_an_ap_of_zero(annotations):
     metrics = evaluate(
         CocoAP90Metric(ann_file=annotations), (100, 100), [(), ()]
     )

@@ -14,11 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet_ebm.core import gradient_ascent
-from mmdet_ebm.models import Boxes, EnergyRefiner, IoUNetRefiner
+from mmdet_ebm.ops import Boxes
 
-from .test_refiner import features, refiner
-
-SIZES = [(96, 96), (80, 64)]
+from ..small_models import METHODS, SIZES, energy_model, feature_maps
 
 
 class NoCopies(TorchDispatchMode):
@@ -56,51 +54,54 @@ def no_host_traffic():
         yield
 
 
-def meta_inputs():
-    maps = [f.to('meta') for f in features()]
+@pytest.fixture
+def maps():
+    return [m.to('meta') for m in feature_maps()]
+
+
+@pytest.fixture
+def truth():
+    """Boxes and labels of each image."""
     corners = [torch.rand(n, 4, device='meta') for n in (3, 2)]
     labels = [torch.zeros(n, dtype=torch.long, device='meta') for n in (3, 2)]
-    return maps, corners, labels
+    return corners, labels
 
 
-@pytest.mark.parametrize('memory_saving', [None, True])
 @pytest.mark.parametrize(
-    'loss',
-    [
-        'NCEPlusLoss',
-        'NCELoss',
-        'MLISLoss',
-        'KLDISLoss',
-        'MLMCMCLoss',
-        'SMLoss',
-        'DSMLoss',
-        'LocalizationConfidenceLoss',
-    ],
+    'chunked, unfrozen', [(None, False), (True, False), (True, True)]
 )
-def test_training_step(loss, memory_saving):
-    samples = {} if loss == 'SMLoss' else dict(num_samples=8)
-    model = (
-        refiner(loss=dict(type=loss, **samples), memory_saving=memory_saving)
-        .to('meta')
-        .train()
-    )
-    maps, corners, labels = meta_inputs()
+@pytest.mark.parametrize('method', METHODS)
+def test_training_step(method, chunked, unfrozen, maps, truth):
+    samples = {} if method == 'SMLoss' else dict(num_samples=8)
+    model = energy_model(loss=dict(type=method, **samples), chunked=chunked)
+    model.to('meta').train()
+    maps = [m.requires_grad_(unfrozen) for m in maps]
     with no_host_traffic():
-        loss = model.loss(maps, corners, labels, SIZES)['loss_energy']
-        loss.backward()
+        logged = model.loss(maps, *truth, SIZES)
+        logged['loss_energy'].backward()
     assert all(p.grad is not None for p in model.parameters())
+    assert all((m.grad is not None) == unfrozen for m in maps)
 
 
-@pytest.mark.parametrize('kind', [EnergyRefiner, IoUNetRefiner])
-def test_refinement(kind):
-    model = refiner(kind).to('meta')
-    maps, corners, labels = meta_inputs()
+@pytest.mark.parametrize('kind', ['BoxAscent', 'IoUNetAscent'])
+def test_refinement(kind, maps, truth):
+    model = energy_model(ascent=dict(type=kind)).to('meta')
     with no_host_traffic():
-        surface = model.surface(maps, SIZES)
-        boxes = Boxes.from_images(corners, labels)
-        refined = model.refine(surface, boxes, SIZES)
-        values = model.logdensity(surface, boxes)
+        pyramid = model.pyramid(maps, SIZES)
+        boxes = Boxes.from_images(*truth)
+        refined = model.refine(pyramid, boxes)
+        values = model.logdensity(pyramid, boxes)
     assert refined.corners.shape == (5, 4) and values.shape == (5,)
+
+
+@pytest.mark.parametrize('method', ['sampling', 'laplace'])
+def test_uncertainty(method, maps, truth):
+    """Laplace's eigenvalues do wait on a GPU, which this check cannot see."""
+    model = energy_model(uncertainty=dict(method=method)).to('meta')
+    with no_host_traffic():
+        pyramid = model.pyramid(maps, SIZES)
+        found = model.uncertainty(pyramid, Boxes.from_images(*truth))
+    assert found.std.shape == (5, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
-"""Standard deviations of the sides: closed forms, edges, stages, frames."""
+"""Standard deviations of the sides: closed forms, edges, whole model."""
 
-import copy
 import math
 
 import pytest
 import torch
 
-from mmdet_ebm.models import Boxes, Refinement, UncertaintyEstimator
+from mmdet_ebm.core import hessian
+from mmdet_ebm.models import UncertaintyEstimator
 from mmdet_ebm.models.uncertainty import DEFAULT_SIGMAS
+from mmdet_ebm.ops import Boxes
 
-from ..conftest import batch, build, energy_model_cfg
-from .test_device import meta_inputs, no_host_traffic
-from .test_refiner import SIZES, boxes, features, refiner
+from ..small_models import (
+    SIZES,
+    boxes,
+    energy_model,
+    feature_maps,
+    head_cfg,
+    no_boxes,
+)
 
 SIGMA = torch.tensor([0.03, 0.05, 0.08, 0.06])  # of a Gaussian density
 CORNERS = torch.tensor([[10.0, 20, 50, 30], [0.0, 0, 8, 16]])
@@ -113,40 +119,41 @@ def test_an_f_that_is_nan_gives_nan(method):
 )
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        refiner(uncertainty=wrong)
+        energy_model(uncertainty=wrong)
 
 
-# ---------------------------------------------------------------- the refiner
+# ----------------------------------------------------------- the whole model
 
 
 def around(model, reference, maps=None):
     return model.uncertainty(
-        model.surface(features() if maps is None else maps, SIZES), reference
+        model.pyramid(feature_maps() if maps is None else maps, SIZES),
+        reference,
     )
 
 
 def test_noise_of_the_training_method_is_the_proposal():
-    assert refiner().uncertainty_estimator.max_sigma == pytest.approx(0.3)
-    assert refiner(
+    assert energy_model().uncertainty_estimator.max_sigma == pytest.approx(0.3)
+    assert energy_model(
         loss=dict(type='DSMLoss')
     ).uncertainty_estimator.max_sigma == pytest.approx(max(DEFAULT_SIGMAS))
-    model = refiner(uncertainty=dict(sigmas=(0.2,)))
+    model = energy_model(uncertainty=dict(sigmas=(0.2,)))
     assert model.uncertainty_estimator.max_sigma == pytest.approx(0.2)
 
 
 def test_uncertainty_adds_nothing_to_a_checkpoint():
-    assert not [k for k in refiner().state_dict() if 'uncertainty' in k]
+    assert not [k for k in energy_model().state_dict() if 'uncertainty' in k]
 
 
 @pytest.mark.parametrize('method', ['sampling', 'laplace'])
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_a_box_does_not_depend_on_its_batch_or_the_seed(method, mode):
-    model = refiner(uncertainty=dict(method=method))
+    model = energy_model(uncertainty=dict(method=method))
     together = around(model, boxes())
     torch.manual_seed(3)
     model.uncertainty_estimator.boxes_per_chunk = 1  # box by box
     with mode():
-        alone = around(model, boxes(), [f.clone() for f in features()])
+        alone = around(model, boxes(), [m.clone() for m in feature_maps()])
     for name in ('std', 'covariance', 'logprob', 'support'):
         torch.testing.assert_close(
             getattr(alone, name), getattr(together, name), rtol=1e-3, atol=1e-4
@@ -156,7 +163,7 @@ def test_a_box_does_not_depend_on_its_batch_or_the_seed(method, mode):
 
 
 def test_memory_is_bounded_by_chunks_of_boxes():
-    model = refiner(uncertainty=dict(num_samples=32, boxes_per_chunk=64))
+    model = energy_model(uncertainty=dict(num_samples=32, boxes_per_chunk=64))
     rows = []
     model.head.register_forward_hook(
         lambda module, args, out: rows.append(len(out))
@@ -167,18 +174,10 @@ def test_memory_is_bounded_by_chunks_of_boxes():
 
 def test_hessian_of_the_whole_model_is_that_of_finite_differences():
     """Through decoding, pooling and head, in float64, away from cell edges."""
-    model = refiner(uncertainty=dict(method='laplace')).double()
-    reference = boxes()
-    reference = Boxes(
-        reference.corners.double() + 0.123,
-        reference.labels,
-        reference.image_index,
-        reference.counts,
-    )
-    surface = model.surface([f.double() for f in features()], SIZES)
-    f = model.logdensity_fn(surface, reference)
-    from mmdet_ebm.core import hessian
-
+    model = energy_model(uncertainty=dict(method='laplace')).double()
+    reference = boxes(torch.float64)
+    pyramid = model.pyramid([m.double() for m in feature_maps()], SIZES)
+    f = model.logdensity_fn(pyramid, reference)
     step = 1e-4
     shifts = torch.eye(4, dtype=torch.float64) * step
     y = torch.zeros(5, 16, 4, dtype=torch.float64)
@@ -195,24 +194,15 @@ def test_hessian_of_the_whole_model_is_that_of_finite_differences():
     )
 
 
-def test_laplace_refuses_a_head_with_kinks():
-    options = dict(
-        head=dict(
-            type='EnergyHead', num_classes=3, in_channels=4, fc_out_channels=16
-        )
-    )
-    with pytest.raises(ValueError, match="'sampling', which works with every"):
-        refiner(uncertainty=dict(method='laplace'), **options)
-    assert around(refiner(**options), boxes()).std.isfinite().all()
+def test_samples_tell_it_of_a_head_with_kinks_too():
+    model = energy_model(head=head_cfg(act_cfg=dict(type='ReLU')))
+    assert around(model, boxes()).std.isfinite().all()
 
 
 def test_no_boxes():
-    none = Boxes.from_images(
-        [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2
-    )
     for method in ('sampling', 'laplace'):
-        model = refiner(uncertainty=dict(method=method))
-        assert around(model, none).std.shape == (0, 4)
+        model = energy_model(uncertainty=dict(method=method))
+        assert around(model, no_boxes()).std.shape == (0, 4)
 
 
 def test_tiny_boxes_are_unknown_and_boxes_at_the_border_are_not():
@@ -228,90 +218,7 @@ def test_tiny_boxes_are_unknown_and_boxes_at_the_border_are_not():
         [corners, corners[:0]],
         [torch.tensor([0, 1, 2, 0]), torch.zeros(0).long()],
     )
-    found = around(refiner(), reference)
+    found = around(energy_model(), reference)
     assert found.std[:2].isnan().all() and found.logprob[:2].isnan().all()
     assert found.support[:2].tolist() == [0, 0]
     assert (found.std[2:] > 0).all() and found.logprob[2:].isfinite().all()
-
-
-@pytest.mark.parametrize('method', ['sampling', 'laplace'])
-def test_nothing_waits_for_the_device(method):
-    """Laplace's eigenvalues do on a GPU, which this check cannot see."""
-    model = refiner(uncertainty=dict(method=method)).to('meta')
-    maps, corners, labels = meta_inputs()
-    with no_host_traffic():
-        found = model.uncertainty(
-            model.surface(maps, SIZES), Boxes.from_images(corners, labels)
-        )
-    assert found.std.shape == (5, 4)
-
-
-# ----------------------------------------------------------------- the stages
-
-
-@pytest.fixture
-def detector():
-    model = build(energy_model_cfg())
-    torch.nn.init.normal_(model.roi_head.refiner.head.fc_logdensity.weight)
-    torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.2)
-    model.roi_head.test_cfg.score_thr = 0.2
-    return model.eval()
-
-
-def predict(model, rescale=True, **stages):
-    model.roi_head.refinement = Refinement(**stages)
-    torch.manual_seed(4)
-    inputs, samples = batch()
-    with torch.no_grad():
-        found = model.predict(inputs, copy.deepcopy(samples), rescale)
-    return [sample.pred_instances for sample in found]
-
-
-def test_results_carry_deviations_in_the_frame_of_the_boxes(detector):
-    small = predict(
-        detector, rescale=False, uncertainty=True, uncertainty_per_img=3
-    )
-    large = predict(detector, uncertainty=True, uncertainty_per_img=3)
-    for one, two in zip(small, large, strict=True):
-        assert one.box_std.shape == (len(one), 4) and len(one) > 3
-        # Results come by falling score.
-        assert one.box_std[:3].isfinite().all()
-        assert one.box_std[3:].isnan().all()
-        torch.testing.assert_close(2 * one.box_std[:3], two.box_std[:3])
-        torch.testing.assert_close(one.box_logprobs[:3], two.box_logprobs[:3])
-
-
-@pytest.mark.parametrize('energy_nms', [True, False])
-@pytest.mark.parametrize('ascent', [True, False])
-def test_uncertainty_changes_nothing_else(detector, energy_nms, ascent):
-    stages = dict(energy_nms=energy_nms, ascent=ascent)
-    without = predict(detector, **stages)
-    with_it = predict(
-        detector, **stages, uncertainty=True, uncertainty_per_img=-1
-    )
-    for one, two in zip(without, with_it, strict=True):
-        assert set(two.keys()) - set(one.keys()) == {'box_std', 'box_logprobs'}
-        for name in one.keys():
-            assert torch.equal(one[name], two[name])
-        # In network-input pixels, smaller boxes than 2 have none.
-        sides = (two.bboxes[:, 2:] - two.bboxes[:, :2]) / 2
-        assert torch.equal(two.box_std.isfinite().all(1), (sides >= 2).all(1))
-
-
-def test_images_without_detections(detector):
-    detector.roi_head.test_cfg.score_thr = 1.1
-    for result in predict(detector, uncertainty=True, keep_plain=True):
-        assert result.box_std.shape == (0, 4)
-        assert len(result.plain_instances) == 0
-
-
-@pytest.mark.parametrize('energy_nms', [True, False])
-def test_plain_detections_are_those_without_any_stage(detector, energy_nms):
-    plain = predict(detector, energy_nms=False, ascent=False)
-    kept = predict(detector, energy_nms=energy_nms, keep_plain=True)
-    for expected, result in zip(plain, kept, strict=True):
-        assert len(expected) > 0 and 'plain_instances' not in result.keys()
-        for name in ('bboxes', 'scores', 'labels'):
-            torch.testing.assert_close(
-                result.plain_instances[name], expected[name]
-            )

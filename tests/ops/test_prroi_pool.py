@@ -4,27 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmdet_ebm.ops import FeatureSurface, PrRoIPool, grid_sums, prroi_pool
+from mmdet_ebm.ops import PrRoIPool, grid_sums, prroi_pool
 
-METHODS = ('cells', 'prefix')
-
-# Inside, crossing each border, spanning the whole map, and beyond it.
-ROIS = torch.tensor(
-    [
-        [0, 1.3, 2.1, 7.7, 6.4],
-        [1, -3.2, -2.2, 4.1, 5.3],
-        [1, 8.3, 6.2, 14.1, 13.7],
-        [0, -4.7, -5.3, 19.2, 17.4],
-        [0, 3.12, 4.21, 3.57, 4.88],
-        [1, 30, 30, 40, 40],
-    ],
-    dtype=torch.float64,
-)
-
-
-def random_map(channels=3, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, channels, 9, 11, generator=generator, dtype=dtype)
+from .conftest import METHODS, ROIS, random_map
 
 
 def numerical_mean(features, rois, bins, scale, points=300):
@@ -238,84 +220,6 @@ def test_memory_stays_far_below_one_map_per_roi():
     assert largest <= 2 * pooled.numel() * 4
 
 
-def test_surface_pools_each_box_from_its_level():
-    levels = [random_map(), random_map()[:, :, :5, :6] + 1]
-    surface = FeatureSurface(levels, [1.0, 0.5])
-    boxes = ROIS[:4, 1:]
-    index = ROIS[:4, 0].long()
-    level = torch.tensor([0, 1, 1, 0])
-    pooled = surface.pool(boxes, index, level, (3, 3))
-    for row in range(4):
-        alone = prroi_pool(
-            levels[level[row]], ROIS[row : row + 1], 3, [1.0, 0.5][level[row]]
-        )
-        torch.testing.assert_close(pooled[row : row + 1], alone)
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_padding_does_not_change_what_a_box_sees(method):
-    """A map of 6 x 7 cells pools the same inside a padded one of 9 x 11."""
-    features = random_map()
-    boxes, index = ROIS[:4, 1:], torch.zeros(4, dtype=torch.long)
-    level = torch.zeros_like(index)
-    cropped = FeatureSurface([features[:, :, :6, :7]], [0.25], method=method)
-    padded = FeatureSurface([features], [0.25], [(23, 25), (36, 44)], method)
-    torch.testing.assert_close(
-        padded.pool(boxes * 4, index, level, (2, 2)),
-        cropped.pool(boxes * 4, index, level, (2, 2)),
-    )
-
-
-def channels_last(maps):
-    return [m.contiguous(memory_format=torch.channels_last) for m in maps]
-
-
-PYRAMID = dict(
-    level=torch.tensor([0, 1, 1, 0, 1, 0]),
-    image_index=ROIS[:, 0].long(),
-    output_size=(3, 2),
-)
-
-
-def test_channels_last_maps_are_pooled_in_place():
-    levels = [random_map(), random_map()[:, :, :5, :6] + 1]
-    sizes = [(7, 9), (9, 8)]
-    copied = FeatureSurface(levels, [1.0, 0.5], sizes)
-    in_place = FeatureSurface(channels_last(levels), [1.0, 0.5], sizes)
-    assert in_place.in_place and not copied.in_place
-    torch.testing.assert_close(
-        in_place.pool(ROIS[:, 1:], **PYRAMID),
-        copied.pool(ROIS[:, 1:], **PYRAMID),
-    )
-    levels = channels_last(levels)
-    surface = FeatureSurface(levels, [1.0, 0.5])
-    before = surface.pool(ROIS[:, 1:], **PYRAMID)
-    for features in levels:
-        features.mul_(2)
-    torch.testing.assert_close(
-        surface.pool(ROIS[:, 1:], **PYRAMID), 2 * before
-    )
-
-
-def test_channels_last_maps_have_gradients_twice():
-    fine, coarse = random_map(channels=1), random_map(channels=1)[..., :5, :6]
-    arguments = [
-        t.contiguous().requires_grad_() for t in (fine, coarse, ROIS[:, 1:])
-    ]
-
-    def pool(fine, coarse, boxes):
-        # With one channel strides say nothing: a second one is needed.
-        maps = channels_last(
-            [torch.cat([m, 2 * m], 1) for m in (fine, coarse)]
-        )
-        surface = FeatureSurface(maps, [0.9, 0.45], [(8, 9), (9, 10)])
-        assert surface.in_place
-        return surface.pool(boxes, **PYRAMID)
-
-    assert gradcheck(pool, arguments)
-    assert gradgradcheck(pool, arguments)
-
-
 @pytest.mark.parametrize('method', METHODS)
 def test_no_images(method):
     pooled = prroi_pool(
@@ -342,11 +246,6 @@ def test_layer_equals_function():
         ),
         (lambda: prroi_pool(random_map(), ROIS, 0), 'positive'),
         (lambda: prroi_pool(random_map(), ROIS, 7, method='fast'), 'auto'),
-        (
-            lambda: FeatureSurface([random_map()], [1, 0.5]),
-            'one spatial scale',
-        ),
-        (lambda: FeatureSurface([random_map()], [1], [(9, 11)]), '2 images'),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -1,23 +1,8 @@
-"""Running the tools, and data for them."""
-
-import runpy
-import sys
+"""Data for the tools."""
 
 import pytest
 
 from mmdet_ebm.datasets import DigitsConfig, generate_digits
-
-from ..conftest import ROOT
-
-
-def run_tool(monkeypatch, name, *arguments):
-    """A tool as the command line runs it, without another interpreter."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')  # as Python does for scripts
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-    return runpy.run_path(
-        str(ROOT / 'tools' / f'{name}.py'), run_name='__main__'
-    )
 
 
 @pytest.fixture(scope='module')

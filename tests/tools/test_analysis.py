@@ -1,13 +1,15 @@
 """Calibration, energy maps: from the command line, on a random detector."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from mmengine.structures import InstanceData
 
-from mmdet_ebm.models import EnergyRefiner
+from mmdet_ebm.models import EnergyDetector, EnergyModel
 
-from ..apis.conftest import save_checkpoint
-from .conftest import run_tool
+from ..helpers import run_tool, save_checkpoint
 from .test_pipeline import shrunk_config
 
 
@@ -21,8 +23,8 @@ def energy(digits, tmp_path_factory):
         'digits/faster-rcnn_r18-half_nce-plus_digits.py',
         folder,
         **{
-            'model.test_cfg.rcnn.score_thr': 0.0,
-            'model.test_cfg.rcnn.max_per_img': 100,
+            'model.detector.test_cfg.rcnn.score_thr': 0.0,
+            'model.detector.test_cfg.rcnn.max_per_img': 100,
         },
     )
     yield config, save_checkpoint(config, folder / 'random.pth')
@@ -47,12 +49,36 @@ def calibrate(monkeypatch, energy, out, *options):
     )
 
 
+@pytest.fixture
+def shifted(monkeypatch):
+    """A detector that finds all objects, a tenth of their size off."""
+    detect = EnergyDetector.detect
+
+    def planted(self, inputs, samples):
+        instances = []
+        for sample in samples:
+            truth = sample.gt_instances
+            scale = torch.tensor(sample.scale_factor).repeat(2)
+            corners = truth.bboxes * scale
+            size = corners[:, 2:] - corners[:, :2]
+            instances.append(
+                InstanceData(
+                    bboxes=corners + 0.1 * size.repeat(1, 2),
+                    labels=truth.labels,
+                    scores=torch.ones(len(truth)),
+                )
+            )
+        return replace(detect(self, inputs, samples), instances=instances)
+
+    monkeypatch.setattr(EnergyDetector, 'detect', planted)
+
+
 def test_calibration_fits_a_temperature_and_reports_on_test(
-    energy, monkeypatch, tmp_path, capsys
+    energy, shifted, monkeypatch, tmp_path, capsys
 ):
-    """f is a Gaussian of width 0.1, in a region wide enough for any error."""
+    """f is a Gaussian of width 0.1, and images are twice as large."""
     monkeypatch.setattr(
-        EnergyRefiner,
+        EnergyModel,
         'logdensity_fn',
         lambda *args: lambda t: -0.5 * (t / 0.1).square().sum(-1),
     )
@@ -61,21 +87,26 @@ def test_calibration_fits_a_temperature_and_reports_on_test(
         energy,
         tmp_path / 'out',
         '--cfg-options',
-        'model.roi_head.refiner.uncertainty.sigmas=[0.1,0.3,1.0]',
-        'model.roi_head.refiner.uncertainty.num_samples=512',
+        'model.energy_model.uncertainty.sigmas=[0.05,0.1,0.3]',
+        'model.energy_model.uncertainty.num_samples=512',
+        'val_dataloader.dataset.pipeline.1.scale=(320,320)',
+        'test_dataloader.dataset.pipeline.1.scale=(320,320)',
     )
     figures = json.loads((tmp_path / 'out.json').read_text())
     first, second = figures['runs']
     assert first == second
-    cold, fitted = first['temperature_1'], first['fitted']
-    assert first['temperature'] > 1  # random boxes are far off
-    assert cold['matched'] == fitted['matched'] > 3
-    assert fitted['nll'] < cold['nll'] and fitted['z_rms'] < cold['z_rms']
-    # x1 = t - exp(l) / 2 with both of width 0.1: 0.112, and 0.1 at T = 1.
-    assert cold['std_median'] == pytest.approx(0.112, rel=0.1)
+    usual, fitted = first['temperature_1'], first['fitted']
+    assert usual['matched'] == fitted['matched'] > 3
+    # x1 = t - exp(l) / 2 with both of width 0.1: 0.112, and 0.1 for T = 0.8.
+    assert usual['std_median'] == pytest.approx(0.112, rel=0.05)
+    assert usual['z_rms'] == pytest.approx(0.1 / 0.112, rel=0.05)
+    assert first['temperature'] == pytest.approx(0.8, rel=0.15)
+    assert fitted['z_rms'] == pytest.approx(1, rel=0.1)
+    assert fitted['nll'] < usual['nll']
     assert set(fitted['coverage']) == {'50', '80', '90', '95'}
-    assert '| fitted T |' in capsys.readouterr().out
-    assert (tmp_path / 'out.md').exists() and (tmp_path / 'out.png').exists()
+    table = (tmp_path / 'out.md').read_text()
+    assert '| fitted T ' in table and table in capsys.readouterr().out
+    assert (tmp_path / 'out.png').exists()
 
 
 def test_calibration_without_matches_says_so(energy, monkeypatch, tmp_path):
@@ -83,9 +114,10 @@ def test_calibration_without_matches_says_so(energy, monkeypatch, tmp_path):
         calibrate(monkeypatch, energy, tmp_path / 'out', '--score-thr', '1.1')
 
 
-def test_calibration_needs_an_energy_model(energy, monkeypatch, tmp_path):
-    config, checkpoint = energy
+def test_calibration_needs_an_energy_model(digits, monkeypatch, tmp_path):
+    monkeypatch.setenv('DIGITS_ROOT', str(digits))
     plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', tmp_path)
+    checkpoint = save_checkpoint(plain, tmp_path / 'plain.pth')
     with pytest.raises(SystemExit, match='has no energy model'):
         calibrate(monkeypatch, (plain, checkpoint), tmp_path / 'out')
 

@@ -1,6 +1,5 @@
 """dist_train.sh and dist_test.sh against one process."""
 
-import copy
 import json
 import os
 import re
@@ -12,9 +11,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from ..conftest import ROOT, build
-from ..engine.processes import run_forked, share_noise
-from .conftest import run_tool
+from ..helpers import run_tool
+from ..processes import run_forked, share_noise
+from ..small_models import ROOT, build
 from .test_pipeline import shrunk_config, state
 
 
@@ -63,11 +62,9 @@ def test_two_processes_end_with_the_weights_of_one(
     )
     cfg.param_scheduler = None
     cfg.load_from = str(tmp_path / 'plain.pth')
-    plain = copy.deepcopy(cfg.model)
-    plain.type, plain.roi_head.type = 'FasterRCNN', 'StandardRoIHead'
-    del plain.freeze_detector, plain.roi_head.refiner
-    del plain.roi_head.refinement
-    torch.save(dict(state_dict=build(plain).state_dict()), cfg.load_from)
+    torch.save(
+        dict(state_dict=build(cfg.model.detector).state_dict()), cfg.load_from
+    )
 
     cfg.train_dataloader.batch_size = 4
     cfg.dump(tmp_path / 'one.py')
@@ -78,7 +75,7 @@ def test_two_processes_end_with_the_weights_of_one(
         tmp_path / 'one',
     ) == [0]
     cfg.train_dataloader.batch_size = 2
-    cfg.custom_imports.imports.append('tests.engine.shared_noise')
+    cfg.custom_imports.imports.append('tests.shared_noise')
     cfg.dump(tmp_path / 'two.py')
     run_script(
         'dist_train', tmp_path / 'two.py', 2, '--work-dir', tmp_path / 'two'

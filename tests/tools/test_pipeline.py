@@ -1,6 +1,5 @@
-"""Shipped configs and tools: train, test, resume, infer, on small data."""
+"""The tools: train, test, resume, infer and compare, on small data."""
 
-import copy
 import json
 import os
 import re
@@ -11,23 +10,15 @@ import torch
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from ..conftest import (
+from studies import compare_stages
+
+from ..helpers import run_tool
+from ..small_models import (
     CONFIGS,
     ROOT,
-    batch,
-    build,
-    detect_everything,
-    num_classes,
     shrink,
 )
-from .conftest import run_tool
 
-SHIPPED = sorted(
-    path.relative_to(CONFIGS).as_posix()
-    for path in CONFIGS.glob('[a-z]*/*.py')
-    # No detectors there; deltas that shrinking undoes.
-    if path.parent.name != 'regression1d' and '_r101_' not in path.name
-)
 BCCD = next(
     (
         path
@@ -53,97 +44,6 @@ def shrunk_config(name, tmp_path, **changes):
     path = tmp_path / Path(name).name
     cfg.dump(path)
     return path
-
-
-@pytest.mark.parametrize('name', SHIPPED)
-def test_every_shipped_config_trains_and_predicts(name):
-    cfg = Config.fromfile(CONFIGS / name)
-    model = build(shrink(cfg.model)).train()
-    inputs, samples = batch(num_classes=num_classes(cfg.model))
-    losses = model.loss(inputs, copy.deepcopy(samples))
-    loss, _ = model.parse_losses(losses)
-    loss.backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert trained and all(p.grad is not None for p in trained)
-    detect_everything(model.eval())
-    with torch.no_grad():
-        results = model.predict(inputs, samples)
-    assert all(len(r.pred_instances) > 0 for r in results)
-
-
-def test_coco_recipe_is_the_published_one():
-    cfg = Config.fromfile(
-        CONFIGS / 'coco/faster-rcnn_r50_fpn_nce-plus_coco.py'
-    )
-    refiner = cfg.model.roi_head.refiner
-    assert cfg.model.freeze_detector
-    assert tuple(refiner.loss.sigmas) == (0.075, 0.15, 0.3)
-    assert (refiner.loss.beta, refiner.loss.num_samples) == (0.1, 127)
-    assert tuple(refiner.step_length) == (80e-5, 32e-4)
-    assert cfg.train_cfg.max_iters == 60000
-    assert cfg.param_scheduler[1].milestones == [40000, 50000]
-    optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
-        1e-3,
-        0.9,
-        1e-4,
-    )
-    # 12544 x 1024 + 1024, 1024 x 1024 + 1024, 1024 x 80 + 80
-    model = build(cfg.model)
-    assert (
-        sum(p.numel() for p in model.parameters() if p.requires_grad)
-        == 12_846_080 + 1_049_600 + 82_000
-    )
-
-
-@pytest.mark.parametrize(
-    'method, loss, step_length',
-    [
-        ('nce-plus', 'NCEPlusLoss', (80e-5, 32e-4)),
-        ('nce', 'NCELoss', (40e-5, 16e-4)),
-        ('ml-is', 'MLISLoss', (40e-5, 16e-4)),
-        ('kld-is', 'KLDISLoss', (40e-5, 16e-4)),
-        ('ml-mcmc-8', 'MLMCMCLoss', (2.5e-5, 1e-4)),
-        ('dsm', 'DSMLoss', (2.5e-5, 1e-4)),
-        ('sm', 'SMLoss', (2.5e-5, 1e-4)),
-        ('iou-net', 'LocalizationConfidenceLoss', (0.5, 0.5)),
-    ],
-)
-@pytest.mark.parametrize(
-    'data, stem',
-    [('coco', 'r50_fpn'), ('digits', 'r18-half'), ('bccd', 'r18-half')],
-)
-def test_every_method_has_a_config_with_its_published_steps(
-    method, loss, step_length, data, stem
-):
-    cfg = Config.fromfile(
-        CONFIGS / f'{data}/faster-rcnn_{stem}_{method}_{data}.py'
-    )
-    refiner = build(shrink(cfg.model)).roi_head.refiner
-    assert type(refiner.loss_energy).__name__ == loss
-    assert refiner.step_length == step_length
-    assert refiner.num_steps == (5 if method == 'iou-net' else 4)
-
-
-@pytest.mark.parametrize(
-    'base, classes',
-    [
-        ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 80),
-        ('pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', 20),
-        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 80),
-    ],
-)
-def test_the_readmes_delta_turns_any_of_mmdets_configs(
-    base, classes, tmp_path
-):
-    readme = (ROOT / 'README.md').read_text()
-    delta = re.search(r'```python\n(_base_ = .*?)```', readme, re.S).group(1)
-    path = tmp_path / 'energy.py'
-    path.write_text(delta.replace('./my_faster-rcnn.py', f'mmdet::{base}'))
-    model = build(shrink(Config.fromfile(path).model)).train()
-    assert model.roi_head.refiner.head.num_classes == classes
-    loss = model.loss(*batch(num_classes=classes))['loss_energy']
-    assert loss > 0
 
 
 @pytest.fixture(scope='module')
@@ -181,13 +81,20 @@ def state(path):
     return torch.load(path, weights_only=True)['state_dict']
 
 
+def holds(energy, plain):
+    """Whether an energy detector's state is that of the plain one."""
+    return all(
+        torch.equal(plain[key], energy[f'detector.{key}']) for key in plain
+    )
+
+
 def test_energy_training_starts_from_and_keeps_the_plain_detector(trained):
     plain, energy = (
         state(trained['plain_checkpoint']),
         state(trained['checkpoint']),
     )
-    assert set(plain) < set(energy)
-    assert all(torch.equal(plain[key], energy[key]) for key in plain)
+    assert {f'detector.{key}' for key in plain} < set(energy)
+    assert holds(energy, plain)
 
 
 def test_training_log_tells_truth_from_noise(trained):
@@ -219,7 +126,7 @@ def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
         '--out',
         tmp_path / 'out.pkl',
         '--cfg-options',
-        'model.roi_head.refinement.ascent=False',
+        'model.refinement.ascent=False',
     )
     (written,) = tmp_path.glob('*/*.json')
     metrics = json.loads(written.read_text())
@@ -244,7 +151,7 @@ def test_resume_without_a_checkpoint_starts_from_load_from(
     )
     plain = state(trained['plain_checkpoint'])
     energy = state(tmp_path / 'epoch_1.pth')
-    assert all(torch.equal(plain[key], energy[key]) for key in plain)
+    assert holds(energy, plain)
 
 
 def test_training_on_a_random_frozen_detector_is_refused(
@@ -294,7 +201,7 @@ def test_amp_trains_with_the_learning_rate_of_the_batch(
         torch.load(path)
         for path in (tmp_path / 'epoch_1.pth', trained['checkpoint'])
     ]
-    key = 'roi_head.refiner.head.shared_fcs.0.weight'
+    key = 'energy_model.head.shared_fcs.0.weight'
     mixed, full = (c['state_dict'][key] for c in checkpoints)
     assert mixed.dtype == torch.float32 and mixed.isfinite().all()
     assert not torch.equal(mixed, full)
@@ -325,7 +232,7 @@ def test_inference_tells_what_it_did_by_its_exit_status(
                 '--out-dir',
                 tmp_path / 'out',
                 '--cfg-options',
-                'model.test_cfg.rcnn.score_thr=0.01',
+                'model.detector.test_cfg.rcnn.score_thr=0.01',
             )
         return done.value.code
 
@@ -383,8 +290,8 @@ def test_evaluation_with_a_plain_checkpoint_needs_the_stages_off(
         'test',
         *arguments,
         '--cfg-options',
-        'model.roi_head.refinement.energy_nms=False',
-        'model.roi_head.refinement.ascent=False',
+        'model.refinement.energy_nms=False',
+        'model.refinement.ascent=False',
     )
 
 
@@ -402,23 +309,16 @@ def test_test_time_augmentation_runs(trained, monkeypatch, tmp_path):
 
 
 def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
     out = tmp_path / 'figures.json'
-    run_tool(
-        monkeypatch,
-        'compare_stages',
-        trained['energy'],
-        trained['checkpoint'],
-        '--control-config',
-        trained['plain'],
-        '--control',
-        trained['plain_checkpoint'],
-        '--resamples',
-        5,
-        '--ascents',
-        '--out',
-        out,
-        '--device',
-        'cpu',
+    compare_stages.main(
+        [
+            *(str(trained[name]) for name in ('energy', 'checkpoint')),
+            *('--control-config', str(trained['plain'])),
+            *('--control', str(trained['plain_checkpoint'])),
+            *('--resamples', '5', '--ascents', '--device', 'cpu'),
+            *('--out', str(out)),
+        ]
     )
     figures = json.loads(out.read_text())
     stages = figures['stages']

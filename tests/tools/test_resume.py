@@ -14,9 +14,9 @@ from mmengine.registry import HOOKS
 
 from mmdet_ebm.engine import latest_checkpoint
 
-from ..conftest import build
-from ..engine.processes import run_forked
-from .conftest import run_tool
+from ..helpers import run_tool
+from ..processes import run_forked
+from ..small_models import build
 from .test_pipeline import shrunk_config
 
 ENERGY = 'digits/faster-rcnn_r18-half_nce-plus_digits.py'
@@ -120,7 +120,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, loop):
     ) == [0]
     ends = [torch.load(latest_checkpoint(folder)) for folder in (parts, whole)]
     assert [end['meta']['iter'] for end in ends] == [12, 12]
-    key = 'roi_head.refiner.head.shared_fcs.0.weight'
+    key = 'energy_model.head.shared_fcs.0.weight'
     for part in ('state_dict', 'ema_state_dict'):
         resumed, expected = (end[part] for end in ends)
         assert list(resumed) == list(expected)

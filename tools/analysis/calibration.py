@@ -10,29 +10,28 @@ predicted standard deviation of each side is compared with its actual error:
 
 Several checkpoints are runs of one experiment: mean and range are reported.
 Writes OUT.json, OUT.md and OUT.png. Put the fitted temperature into the
-config as model.roi_head.refiner.uncertainty.temperature (for other detectors,
-model.refiner.uncertainty.temperature).
+config as model.energy_model.uncertainty.temperature.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from boltons.fileutils import atomic_save
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from tabulate import tabulate
+from torch import Tensor
 from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
-from mmdet_ebm.apis.checks import (
-    exit_with_message,
-    find_refiner,
-    require_energy_model,
-)
+from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.evaluation.calibration import (
     LEVELS,
     SideErrors,
@@ -41,10 +40,11 @@ from mmdet_ebm.evaluation.calibration import (
     fit_temperature,
     match_to_truth,
 )
-from mmdet_ebm.models.surface_tap import SurfaceTap, network_boxes
+from mmdet_ebm.models import EnergyDetector
+from mmdet_ebm.models.detectors import Detected
+from mmdet_ebm.ops import Boxes, FeaturePyramid
 from mmdet_ebm.visualization.reliability import draw_reliability
 
-matplotlib.use('Agg')
 TEMPERATURES = np.geomspace(0.05, 20, 41)
 KINDS = {
     'T = 1': 'temperature_1',
@@ -87,7 +87,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=DictAction,
         help='override config entries, e.g. '
-        'model.roi_head.refiner.uncertainty.num_samples=256',
+        'model.energy_model.uncertainty.num_samples=256',
     )
     return parser.parse_args()
 
@@ -96,16 +96,24 @@ class Split:
     """Matched detections of a split, with the deviations wanted of each."""
 
     def __init__(
-        self, model, cfg: Config, name: str, score_thr: float, min_iou: float
+        self,
+        model: EnergyDetector,
+        cfg: Config,
+        name: str,
+        score_thr: float,
+        min_iou: float,
     ) -> None:
         self.model = model
-        self.refiner = find_refiner(model)[1]
         self.loader = Runner.build_dataloader(cfg[f'{name}_dataloader'])
         self.name, self.score_thr, self.min_iou = name, score_thr, min_iou
 
     @torch.no_grad()
-    def run(self, temperatures, redraw: bool) -> tuple[np.ndarray, ...]:
+    def run(
+        self, temperatures: Sequence[float], redraw: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Errors (K, 4), deviations (T, K, 4), effective samples (T, K).
+
+        Errors and deviations are relative to the box's size.
 
         Args:
             temperatures: T of them.
@@ -113,66 +121,73 @@ class Split:
                 share those of the first.
         """
         errors, stds, supports = [], [], []
-        with SurfaceTap(self.refiner).running() as tap:
-            for batch in tqdm(self.loader, desc=self.name, unit='batch'):
-                samples = self.model.test_step(batch)
-                boxes, error, factor = self._matched(samples)
-                std, support = self._deviations(
-                    tap.surface, boxes, temperatures, redraw
-                )
-                errors.append((error * factor).cpu())
-                stds.append((std * factor).cpu())
-                supports.append(support.cpu())
+        for batch in tqdm(self.loader, desc=self.name, unit='batch'):
+            data = self.model.data_preprocessor(batch, False)
+            samples = data['data_samples']
+            found = self.model.detect(data['inputs'], samples)
+            boxes, error = self._matched(found, samples)
+            std, support = self._deviations(
+                found.pyramid, boxes, temperatures, redraw
+            )
+            size = boxes.corners[:, 2:] - boxes.corners[:, :2]
+            factor = 1 / size.repeat(1, 2)
+            errors.append((error * factor).cpu())
+            stds.append((std * factor).cpu())
+            supports.append(support.cpu())
         return (
             torch.cat(errors).numpy(),
             torch.cat(stds, 1).numpy(),
             torch.cat(supports, 1).numpy(),
         )
 
-    def _matched(self, samples):
-        """Matched boxes, errors in network-input pixels, 1 / size."""
-        boxes, _ = network_boxes(samples)
+    def _matched(
+        self, found: Detected, samples: SampleList
+    ) -> tuple[Boxes, Tensor]:
+        """Matched boxes and their errors, in network-input pixels."""
+        boxes = Boxes.from_images(
+            [get_box_tensor(each.bboxes) for each in found.instances],
+            [each.labels for each in found.instances],
+        )
         rows, truths, start = [], [], 0
-        for sample, (corners, labels) in zip(
-            samples, boxes.split(boxes.corners, boxes.labels)
+        for sample, instances, (corners, labels) in zip(
+            samples,
+            found.instances,
+            boxes.split(boxes.corners, boxes.labels),
         ):
             scale = corners.new_tensor(
                 sample.metainfo.get('scale_factor', (1.0, 1.0))
             ).repeat(2)
-            truth = sample.gt_instances.to(corners.device)
+            truth = sample.gt_instances
             # Test pipelines load annotations in original pixels.
             wanted = get_box_tensor(truth.bboxes) * scale
             overlaps = bbox_overlaps(corners, wanted) * (
                 labels[:, None] == truth.labels
             )
-            scores = sample.pred_instances.scores
-            overlaps[scores < self.score_thr] = 0
+            overlaps[instances.scores < self.score_thr] = 0
             row, column = match_to_truth(
-                overlaps.cpu().numpy(), scores.cpu().numpy(), self.min_iou
+                overlaps.cpu().numpy(),
+                instances.scores.cpu().numpy(),
+                self.min_iou,
             )
             rows.append(torch.from_numpy(row + start))
             truths.append(wanted[torch.from_numpy(column)])
             start += len(corners)
-        rows = torch.cat(rows).to(boxes.corners.device)
-        matched = type(boxes)(
-            boxes.corners[rows],
-            boxes.labels[rows],
-            boxes.image_index[rows],
-            (len(rows),),
-        )
-        size = matched.corners[:, 2:] - matched.corners[:, :2]
-        return (
-            matched,
-            matched.corners - torch.cat(truths),
-            1 / size.repeat(1, 2),
-        )
+        matched = boxes.rows(torch.cat(rows).to(boxes.corners.device))
+        return matched, matched.corners - torch.cat(truths)
 
-    def _deviations(self, surface, boxes, temperatures, redraw):
-        estimator = self.refiner.uncertainty_estimator
+    def _deviations(
+        self,
+        pyramid: FeaturePyramid,
+        boxes: Boxes,
+        temperatures: Sequence[float],
+        redraw: bool,
+    ) -> tuple[Tensor, Tensor]:
+        energy_model = self.model.energy_model
+        estimator = energy_model.uncertainty_estimator
         usual = estimator.temperature
         stds, supports = [], []
         for part in boxes.chunks(estimator.rows_per_chunk):
-            f = self.refiner.logdensity_fn(surface, part)
+            f = energy_model.logdensity_fn(pyramid, part)
             found, observed = [], None
             for temperature in temperatures:
                 if redraw:
@@ -188,12 +203,17 @@ class Split:
         return torch.cat(stds, 1), torch.cat(supports, 1)
 
 
-def evaluate(args: argparse.Namespace, cfg: Config, checkpoint: str) -> tuple:
+def evaluate(
+    args: argparse.Namespace, cfg: Config, checkpoint: str
+) -> tuple[dict, dict[str, SideErrors]]:
     """Figures of a checkpoint, and the errors behind them by kind."""
     model = build_model(cfg, checkpoint, args.device)
     require_energy_model(model)
-    find = lambda name: Split(model, cfg, name, args.score_thr, args.min_iou)
-    error, stds, _ = find('val').run(TEMPERATURES, redraw=False)
+    val, test = (
+        Split(model, cfg, name, args.score_thr, args.min_iou)
+        for name in ('val', 'test')
+    )
+    error, stds, _ = val.run(TEMPERATURES, redraw=False)
     if len(error) == 0:
         raise ValueError(
             'no detection on val matches an annotation; is this '
@@ -201,7 +221,7 @@ def evaluate(args: argparse.Namespace, cfg: Config, checkpoint: str) -> tuple:
         )
     temperature = fit_temperature(TEMPERATURES, stds, error)
     constant = constant_std(error)
-    error, (usual, fitted), (support, _) = find('test').run(
+    error, (usual, fitted), (support, _) = test.run(
         (1.0, temperature), redraw=True
     )
     errors = {
@@ -218,46 +238,46 @@ def evaluate(args: argparse.Namespace, cfg: Config, checkpoint: str) -> tuple:
     return figures, errors
 
 
-def table(runs: list[dict]) -> str:
-    """Mean and range over the runs, in Markdown."""
-    columns = [
-        ('NLL', lambda f: f['nll'], '.2f'),
-        *(
-            (
-                f'{100 * level:g} %',
-                lambda f, level=level: 100 * f['coverage'][f'{100 * level:g}'],
-                '.0f',
-            )
-            for level in LEVELS
-        ),
-        ('calibration error', lambda f: 100 * f['calibration_error'], '.1f'),
-        ('rms z', lambda f: f['z_rms'], '.2f'),
-        ('median std', lambda f: f['std_median'], '.3f'),
-        ('rank corr.', lambda f: f['rank_correlation'], '.2f'),
-    ]
-    lines = [
-        '| | ' + ' | '.join(name for name, *_ in columns) + ' |',
-        '|---|' + '---|' * len(columns),
-    ]
+COLUMNS: Mapping[str, tuple[Callable[[dict], float | None], str]] = {
+    'NLL': (lambda f: f['nll'], '.2f'),
+    **{
+        f'{100 * level:g} %': (
+            lambda f, level=level: 100 * f['coverage'][f'{100 * level:g}'],
+            '.0f',
+        )
+        for level in LEVELS
+    },
+    'calibration error': (lambda f: 100 * f['calibration_error'], '.1f'),
+    'rms z': (lambda f: f['z_rms'], '.2f'),
+    'median std': (lambda f: f['std_median'], '.3f'),
+    'rank corr.': (lambda f: f['rank_correlation'], '.2f'),
+}
+
+
+def to_markdown(runs: Sequence[dict]) -> str:
+    """Mean and range over the runs."""
+    rows = []
     for kind, key in KINDS.items():
-        cells = []
-        for _, value, form in columns:
+        row = [kind]
+        for value, form in COLUMNS.values():
             values = [value(run[key]) for run in runs]
-            cells.append('' if None in values else spread(values, form))
-        lines.append(f'| {kind} | {" | ".join(cells)} |')
+            row.append('' if None in values else spread(values, form))
+        rows.append(row)
+    table = tabulate(
+        rows, ['', *COLUMNS], tablefmt='github', disable_numparse=True
+    )
     temperatures = [run['temperature'] for run in runs]
     matched = [run['fitted']['matched'] for run in runs]
     unknown = [run['fitted']['unknown'] for run in runs]
-    lines += [
-        '',
+    return (
+        f'{table}\n\n'
         f'Fitted temperature {spread(temperatures, ".2f")}; matched '
         f'detections on test {spread(matched, ".0f")}, without a '
-        f'deviation {spread(unknown, ".0f")}.',
-    ]
-    return '\n'.join(lines)
+        f'deviation {spread(unknown, ".0f")}.'
+    )
 
 
-def spread(values: list, form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
     low, high = (format(v, form) for v in (min(values), max(values)))
     mean = format(float(np.mean(values)), form)
     return mean if low == high else f'{mean} ({low} to {high})'
@@ -284,10 +304,16 @@ def main() -> None:
         min_iou=args.min_iou,
         runs=runs,
     )
-    args.out.with_suffix('.json').write_text(json.dumps(figures, indent=1))
-    args.out.with_suffix('.md').write_text(table(runs) + '\n')
+    text = to_markdown(runs)
+    for suffix, content in (
+        ('.json', json.dumps(figures, indent=1)),
+        ('.md', text + '\n'),
+    ):
+        path = args.out.with_suffix(suffix)
+        with atomic_save(str(path), text_mode=True) as file:
+            file.write(content)
     draw_reliability(errors, args.out.with_suffix('.png'))
-    print(table(runs))
+    print(text)
     print(f'written: {args.out}.json, .md and .png')
 
 

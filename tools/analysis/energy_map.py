@@ -11,17 +11,19 @@ import argparse
 from pathlib import Path
 
 import mmcv
-from mmdet.apis import inference_detector
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmdet.structures import DetDataSample
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import DictAction
+from mmengine.dataset import pseudo_collate
 
 from mmdet_ebm.apis import build_model
-from mmdet_ebm.apis.checks import (
-    exit_with_message,
-    find_refiner,
-    require_energy_model,
-)
+from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
+from mmdet_ebm.models import EnergyDetector
+from mmdet_ebm.models.detectors import Detected
 from mmdet_ebm.models.energy_map import compute_energy_map
-from mmdet_ebm.models.surface_tap import SurfaceTap
 from mmdet_ebm.visualization import EnergyMapFigure
 
 
@@ -75,45 +77,66 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@torch.no_grad()
+def detect(
+    model: EnergyDetector, image: np.ndarray
+) -> tuple[Detected, DetDataSample]:
+    """What is found in one image (H, W, 3), as the config prepares it."""
+    steps = get_test_pipeline_cfg(model.cfg)
+    steps[0] = dict(type='mmdet.LoadImageFromNDArray')
+    batch = pseudo_collate([Compose(steps)(dict(img=image, img_id=0))])
+    data = model.data_preprocessor(batch, False)
+    samples = data['data_samples']
+    return model.detect(data['inputs'], samples), samples[0]
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Find the detections and write their pictures."""
+    model = build_model(
+        args.config, args.checkpoint, args.device, args.cfg_options
+    )
+    require_energy_model(model)
+    image = mmcv.imread(args.image)
+    if image is None:
+        raise ValueError(f'{args.image} is no image that can be read')
+    found, sample = detect(model, image)
+    detections = found.instances[0]
+    missing = [n for n in args.detection if not 0 <= n < len(detections)]
+    if missing:
+        raise ValueError(
+            f'no detection {missing[0]}: the image has '
+            f'{len(detections)} (counted from 0)'
+        )
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    order = detections.scores.argsort(descending=True, stable=True)
+    for number in args.detection:
+        row = int(order[number])
+        energy = compute_energy_map(
+            model.energy_model,
+            found,
+            0,
+            row,
+            sample.metainfo.get('scale_factor', (1.0, 1.0)),
+            args.resolution,
+        )
+        name = model.dataset_meta['classes'][int(detections.labels[row])]
+        figure = EnergyMapFigure(
+            image[..., ::-1],
+            energy,
+            f'class {name}, score {float(detections.scores[row]):.2f};',
+        )
+        out = args.out_dir / f'{Path(args.image).stem}_{number}.png'
+        figure.save(out)
+        print(out)
+        if args.gif:
+            figure.animate(out.with_suffix('.gif'))
+            print(out.with_suffix('.gif'))
+
+
 def main() -> None:
     args = parse_args()
     with exit_with_message():
-        model = build_model(
-            args.config, args.checkpoint, args.device, args.cfg_options
-        )
-        require_energy_model(model)
-        refiner = find_refiner(model)[1]
-        image = mmcv.imread(args.image)
-        if image is None:
-            raise ValueError(f'{args.image} is no image that can be read')
-        with SurfaceTap(refiner).running() as tap:
-            sample = inference_detector(model, image)
-            found = sample.pred_instances
-            missing = [n for n in args.detection if not 0 <= n < len(found)]
-            if missing:
-                raise ValueError(
-                    f'no detection {missing[0]}: the image has '
-                    f'{len(found)} (counted from 0)'
-                )
-            args.out_dir.mkdir(parents=True, exist_ok=True)
-            order = found.scores.argsort(descending=True, stable=True)
-            for number in args.detection:
-                row = int(order[number])
-                energy = compute_energy_map(
-                    refiner, tap.surface, [sample], 0, row, args.resolution
-                )
-                name = model.dataset_meta['classes'][int(found.labels[row])]
-                figure = EnergyMapFigure(
-                    image[..., ::-1],
-                    energy,
-                    f'class {name}, score {float(found.scores[row]):.2f};',
-                )
-                out = args.out_dir / f'{Path(args.image).stem}_{number}.png'
-                figure.save(out)
-                print(out)
-                if args.gif:
-                    figure.animate(out.with_suffix('.gif'))
-                    print(out.with_suffix('.gif'))
+        draw(args)
 
 
 if __name__ == '__main__':

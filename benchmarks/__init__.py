@@ -1,0 +1,1 @@
+"""Speed of pooling, refinement and training, as ratios of one run."""

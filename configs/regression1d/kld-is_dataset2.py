@@ -1,3 +1,0 @@
-_base_ = './kld-is_dataset1.py'
-
-dataset = 2

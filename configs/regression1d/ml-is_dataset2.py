@@ -1,3 +1,0 @@
-_base_ = './ml-is_dataset1.py'
-
-dataset = 2

@@ -1,3 +1,0 @@
-_base_ = './nce-plus_dataset1.py'
-
-dataset = 2

@@ -1,3 +1,0 @@
-_base_ = '../_base_/regression1d.py'
-
-method = dict(type='SM')

@@ -1,3 +1,0 @@
-_base_ = './sm_dataset1.py'
-
-dataset = 2

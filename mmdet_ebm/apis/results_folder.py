@@ -1,0 +1,202 @@
+"""The folder of a run's results. A later run continues from it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from boltons.fileutils import atomic_save
+from boltons.jsonutils import JSONLIterator
+
+from .inputs import Source
+from .results import coco_annotations
+
+
+class ResultsFolder:
+    """Predictions and pictures of a run, in a folder.
+
+    ::
+
+        preds/NAME.json     labels, scores, bboxes ... of an image
+        vis/NAME.jpg        its picture; vis/NAME.mp4 of a video
+        predictions.json    all of them in COCO's form, from :meth:`write_coco`
+        settings.json       the settings that made the predictions
+        images.jsonl        the finished images, one on a line
+
+    Args:
+        folder: Is created if it does not exist.
+        settings: All that predictions depend on; JSON types.
+        overwrite: Remove the results of earlier runs first.
+
+    Raises:
+        ValueError: If the folder holds predictions made with other settings.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: dict, overwrite: bool = False
+    ) -> None:
+        self.path = Path(folder)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._ledger = self.path / 'images.jsonl'
+        self._records = self._read_ledger()
+        if overwrite:
+            self._remove_results()
+        # Through JSON, so that tuples compare as the lists they become.
+        settings = json.loads(json.dumps(settings, default=str))
+        written = self.path / 'settings.json'
+        if self._records and written.exists():
+            changes = _differences(json.loads(written.read_text()), settings)
+            if changes:
+                raise ValueError(
+                    f'{self.path} holds predictions that were made with '
+                    'other settings; choose another output folder, or '
+                    'overwrite them (--overwrite, overwrite=True). '
+                    + '; '.join(changes[:5])
+                    + ('; ...' if len(changes) > 5 else '')
+                )
+        write_file(written, json.dumps(settings, indent=1))
+
+    def prediction_file(self, name: str) -> Path:
+        return self.path / 'preds' / f'{name}.json'
+
+    def picture_file(self, name: str, video: bool = False) -> Path:
+        return self.path / 'vis' / f'{name}{".mp4" if video else ".jpg"}'
+
+    def require_own_names(self, sources: Iterable[Source]) -> None:
+        """Refuse inputs whose results would replace those of other files.
+
+        Raises:
+            ValueError: If a name belongs to a file elsewhere.
+        """
+        for source in sources:
+            path = self._records.get(source.name, {}).get('path')
+            if path and source.path and path != source.path:
+                raise ValueError(
+                    f'{self.path} holds the results of {path} under the '
+                    f'name {source.name}, which {source.path} would get as '
+                    'well; choose another output folder, name both inputs in '
+                    'one run, or overwrite (--overwrite, overwrite=True)'
+                )
+
+    def finished(self, name: str, signature: str) -> dict | None:
+        """The prediction of an image; None if missing or out of date."""
+        if self._records.get(name, {}).get('signature') != signature:
+            return None
+        try:
+            return json.loads(self.prediction_file(name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def num_frames(self, name: str, signature: str) -> int:
+        """Frames of a video, all of which are finished; 0 if they are not."""
+        if self._records.get(name, {}).get('signature') != signature:
+            return 0
+        count = self.details(name).get('num_frames', 0)
+        frames = (frame_name(name, number) for number in range(count))
+        if any(self.finished(frame, signature) is None for frame in frames):
+            return 0
+        return count
+
+    def details(self, name: str) -> dict:
+        """What :meth:`finish` noted of an image, frame or video."""
+        return dict(self._records.get(name, {}).get('details', {}))
+
+    def save(self, name: str, prediction: dict) -> None:
+        write_file(self.prediction_file(name), json.dumps(prediction))
+
+    def finish(
+        self, name: str, source: Source, signature: str, details: dict
+    ) -> None:
+        """Note that an image, frame or video is finished.
+
+        Args:
+            name: Of the image, frame or video.
+            source: Where it comes from.
+            signature: Of its content.
+            details: JSON types, noted with it.
+        """
+        record = dict(
+            name=name, path=source.path, signature=signature, details=details
+        )
+        if self._records.get(name) != record:
+            self._records[name] = record
+            with self._ledger.open('a') as ledger:
+                ledger.write(json.dumps(record) + '\n')
+
+    def write_coco(self, names: Iterable[str], classes: Sequence[str]) -> None:
+        """Write ``predictions.json``; one image at a time is in memory.
+
+        Image ids number the images from 0, category ids the classes from 1.
+        """
+        names = list(names)
+        images = []
+        for image_id, name in enumerate(names):
+            width, height = self.details(name)['size']
+            images.append(
+                dict(id=image_id, file_name=name, width=width, height=height)
+            )
+        categories = [dict(id=i + 1, name=c) for i, c in enumerate(classes)]
+        target = self.path / 'predictions.json'
+        with atomic_save(target, text_mode=True, overwrite_part=True) as file:
+            file.write(
+                f'{{"images": {json.dumps(images)},\n'
+                f'"categories": {json.dumps(categories)},\n'
+                '"annotations": ['
+            )
+            count = 0
+            for image_id, name in enumerate(names):
+                prediction = json.loads(self.prediction_file(name).read_text())
+                for annotation in coco_annotations(prediction):
+                    file.write(',\n' if count else '\n')
+                    count += 1
+                    annotation.update(id=count, image_id=image_id)
+                    file.write(json.dumps(annotation))
+            file.write(']}\n')
+
+    def _read_ledger(self) -> dict[str, dict]:
+        if not self._ledger.exists():
+            return {}
+        with self._ledger.open() as file:
+            # A process that was killed may have left a part of a line.
+            lines = JSONLIterator(file, ignore_errors=True)
+            return {record['name']: record for record in lines}
+
+    def _remove_results(self) -> None:
+        for name in self._records:
+            self.prediction_file(name).unlink(missing_ok=True)
+            for video in (False, True):
+                self.picture_file(name, video).unlink(missing_ok=True)
+        self._ledger.unlink(missing_ok=True)
+        self._records = {}
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file, which is complete or not there, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A process that was killed may have left its part of the file.
+    with atomic_save(path, text_mode=True, overwrite_part=True) as file:
+        file.write(text)
+
+
+def frame_name(video: str, number: int) -> str:
+    return f'{video}/{number:06d}'
+
+
+def _differences(old: Any, new: Any, key: str = '') -> list[str]:
+    """What changed between two JSON values, by dotted keys."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in sorted({*old, *new})
+            for change in _differences(
+                old.get(name), new.get(name), f'{key}.{name}'
+            )
+        ]
+    if old == new:
+        return []
+    return [f'{key[1:]} was {_short(old)} and is {_short(new)}']
+
+
+def _short(value: Any) -> str:
+    text = 'not set' if value is None else str(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,469 @@
+"""The energy model of boxes, from feature maps to log-densities and back."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig, reduce_mean
+from mmengine.dist import get_world_size
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.func import functional_call
+
+from ..core import (
+    AscentInfo,
+    BoxAscent,
+    IoUNetAscent,
+    LogDensityFn,
+    LossInfo,
+    chunked_loss,
+    chunks_of,
+    separation,
+)
+from ..ops import (
+    Boxes,
+    FeaturePyramid,
+    clip_boxes,
+    relative_to_boxes,
+    repeat_rows,
+)
+from .uncertainty import BoxUncertainty, UncertaintyEstimator
+
+TASK_UTILS.register_module(module=BoxAscent)
+TASK_UTILS.register_module(module=IoUNetAscent)
+
+# Boxes evaluated at once where no graph is kept; bounds the memory.
+BOXES_PER_CHUNK = 512
+# Candidates of a training chunk: matrix products with fewer rows are slower,
+# more rows need more memory.
+CANDIDATES_PER_CHUNK = 2048
+# Pooled features from which on chunks are also faster on a CPU, because fresh
+# memory costs more there: 256 MiB of float32.
+MANY_VALUES = 1 << 26
+
+
+@dataclass(frozen=True)
+class RefinedBoxes:
+    """What the ascent made of R boxes.
+
+    Attributes:
+        corners: (R, 4) refined boxes, clipped to their images.
+        logdensity: (R,) log-density where the ascent ended, before clipping.
+        info: The way there: ``trajectory`` (T + 1, R, 4) corners before and
+            after each step, ``logdensities`` (T + 1, R) and ``num_accepted``
+            (R,), the steps that were kept.
+    """
+
+    corners: Tensor
+    logdensity: Tensor
+    info: AscentInfo
+
+
+@MODELS.register_module()
+class EnergyModel(BaseModule):
+    r"""Energy-based model of boxes on any detector's feature maps.
+
+    .. math:: p(y | x) \propto \exp f(x, y), \qquad
+              f(x, y) = \mathrm{head}(\mathrm{pool}(\mathrm{maps}(x), y))
+
+    f is the log-density of a box y without its normaliser; the papers' energy
+    is E = -f. The model knows nothing of the detector: maps, boxes and labels
+    go in, boxes and log-densities come out. Boxes are corners x1, y1, x2, y2
+    in network-input pixels throughout. They move in the relative space of
+    their initial position (``mmdet_ebm.ops.boxes``).
+
+    Args:
+        head: Config of an ``EnergyHead``.
+        loss: Config of a training method, such as ``NCEPlusLoss``.
+        featmap_strides: Network-input pixels per cell of each level that is
+            pooled from; the detector may have more levels.
+        finest_scale: Boxes with a geometric mean side below twice this many
+            pixels are pooled from the first level; each doubling is one level
+            more. 14 times the first stride by default, as in an FPN.
+        ascent: Config of the ascent: ``BoxAscent`` by default, or
+            ``IoUNetAscent``.
+        uncertainty: Arguments of an ``UncertaintyEstimator``.
+        min_box_size: Boxes with a side below this many pixels are neither
+            trained on nor moved: their features lie within one cell, and
+            their noise is far below a pixel.
+        fix_level: Pool a box from the level of its initial position
+            throughout. False follows the published code, which picks the
+            level anew at every step, so that f jumps where the level changes.
+        chunked: Train on some objects at a time, which takes a fraction of
+            the memory. None chooses it where it is also faster: on a CPU, for
+            many candidates.
+        inference_dtype: Precision of the head's products when ordering and
+            moving boxes, such as 'bfloat16'; that of its weights by default.
+            Pooling, boxes and sums stay as they are. It pays on a GPU and on
+            processors with instructions for it.
+        init_cfg: mmengine's initialisation.
+
+    Raises:
+        ValueError: If a setting does not fit, or the loss needs second
+            derivatives that the head does not have.
+
+    Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
+    arXiv 2005.01698, section 5.1 and its supplement.
+    """
+
+    def __init__(
+        self,
+        head: ConfigType,
+        loss: ConfigType,
+        featmap_strides: Sequence[int],
+        finest_scale: int | None = None,
+        ascent: OptConfigType = None,
+        uncertainty: OptConfigType = None,
+        min_box_size: float = 2.0,
+        fix_level: bool = True,
+        chunked: bool | None = None,
+        inference_dtype: str | None = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.head = MODELS.build(head)
+        self.loss_energy = MODELS.build(loss)
+        self.ascent = TASK_UTILS.build({'type': 'BoxAscent', **(ascent or {})})
+        noise = getattr(self.loss_energy.method, 'noise', None)
+        known = {} if noise is None else dict(sigmas=noise.sigmas.tolist())
+        self.uncertainty_estimator = UncertaintyEstimator(
+            **{**known, **(uncertainty or {})}
+        )
+        self.featmap_strides = tuple(featmap_strides)
+        self.finest_scale = finest_scale
+        self.min_box_size = min_box_size
+        self.fix_level = fix_level
+        self.chunked = chunked
+        self.inference_dtype = _checked_dtype(inference_dtype)
+        self._require_curvature()
+
+    # ---------------------------------------------- maps -> pooling -> head
+
+    def pyramid(
+        self,
+        maps: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> FeaturePyramid:
+        """Prepare feature maps for all later calls on this batch.
+
+        Args:
+            maps: (N, C, H_l, W_l) of each level.
+            image_sizes: Height and width of each image inside its padding.
+
+        Raises:
+            ValueError: If levels are missing or have other channels.
+        """
+        channels = self.head.in_shape[0]
+        if maps and maps[0].shape[1] != channels:
+            raise ValueError(
+                f'the energy model expects maps of {channels} channels and '
+                f'the detector gives {maps[0].shape[1]}'
+            )
+        # Ordinary tensors even under inference_mode: the ascent saves them
+        # for its backward passes.
+        with torch.inference_mode(False):
+            return FeaturePyramid(
+                maps, self.featmap_strides, image_sizes, self.finest_scale
+            )
+
+    def corner_logdensity_fn(
+        self,
+        pyramid: FeaturePyramid,
+        reference: Boxes,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> LogDensityFn:
+        """f as a function of corners near reference boxes, in pixels.
+
+        Args:
+            pyramid: From :meth:`pyramid`.
+            reference: R boxes.
+            head: Evaluates instead of ``self.head``.
+
+        Returns:
+            Corners (R, S, 4) -> f (R, S), with S candidates for each of R
+            boxes, of their image and class and, with ``fix_level``, level.
+        """
+        head = head or self.head
+        level = pyramid.map_levels(reference.corners)
+
+        def logdensity(corners: Tensor) -> Tensor:
+            rows, samples = corners.shape[:2]
+            corners = corners.flatten(0, 1)
+            pooled = pyramid.pool(
+                corners,
+                repeat_rows(reference.image_index, samples),
+                repeat_rows(level, samples)
+                if self.fix_level
+                else pyramid.map_levels(corners),
+                self.head.in_shape[1:],
+            )
+            labels = repeat_rows(reference.labels, samples)
+            return head(pooled, labels).view(rows, samples)
+
+        return logdensity
+
+    def logdensity_fn(
+        self, pyramid: FeaturePyramid, reference: Boxes
+    ) -> LogDensityFn:
+        """f as a function of relative coordinates around reference boxes.
+
+        Returns:
+            t (R, S, 4) -> f (R, S), with S candidates for each of R boxes.
+        """
+        logdensity = self.corner_logdensity_fn(pyramid, reference)
+
+        def relative_logdensity(relative: Tensor) -> Tensor:
+            corners = reference.corners[:, None].to(relative.dtype)
+            return logdensity(relative_to_boxes(relative, corners))
+
+        return relative_logdensity
+
+    @torch.no_grad()
+    def logdensity(self, pyramid: FeaturePyramid, boxes: Boxes) -> Tensor:
+        """f (R,) of boxes as they are."""
+        head = self._inference_head()
+        return torch.cat(
+            [
+                self.corner_logdensity_fn(pyramid, part, head)(
+                    part.corners[:, None]
+                )[:, 0]
+                for part in boxes.chunks(BOXES_PER_CHUNK)
+            ]
+        )
+
+    # ------------------------------------------------------------- training
+
+    def loss(
+        self,
+        maps: Sequence[Tensor],
+        gt_boxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """The training method's loss, averaged over the objects of the batch.
+
+        With several processes the batch is that of all of them: the value is
+        the same everywhere, and gradients averaged over the processes are its
+        gradients, however the objects are spread.
+
+        Args:
+            maps: (N, C, H_l, W_l) of each level. Their gradients are computed
+                only if they require them.
+            gt_boxes: (K_i, 4) corners of each image.
+            gt_labels: (K_i,) int64 of each image.
+            image_sizes: Height and width of each image inside its padding.
+
+        Returns:
+            ``loss_energy``, zero with a graph without any object, and for the
+            log the figures of ``mmdet_ebm.core.separation``, which no loss
+            contains.
+        """
+        boxes = Boxes.from_images(gt_boxes, gt_labels)
+        weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
+        # Objects per process, a fraction where there are few.
+        num_objects = reduce_mean(weight.sum()).clamp(min=1 / get_world_size())
+        batch = (maps, image_sizes, boxes, weight, num_objects)
+        if self._trains_in_chunks(maps, boxes):
+            loss, info = self._loss_in_chunks(*batch)
+        else:
+            loss, info = self._loss_of(*batch)
+        # Score matching does not depend on what only shifts f. Parameters
+        # without any gradient would halt distributed training.
+        unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
+        figures = separation(info.truth, info.noise, weight)
+        return _of_all_processes(
+            loss + 0 * unused, figures, weight.sum() / num_objects
+        )
+
+    def _loss_of(
+        self,
+        maps: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Boxes,
+        weight: Tensor,
+        num_objects: Tensor,
+    ) -> tuple[Tensor, LossInfo]:
+        """The loss of boxes, and the log-densities behind it."""
+        return self.loss_energy(
+            self.logdensity_fn(self.pyramid(maps, image_sizes), boxes),
+            torch.zeros_like(boxes.corners),
+            weight,
+            num_objects if self.loss_energy.reduction == 'mean' else None,
+        )
+
+    def _trains_in_chunks(self, maps: Sequence[Tensor], boxes: Boxes) -> bool:
+        device = boxes.corners.device.type
+        # Gradients in half precision need the loss scaled before they exist.
+        scaled = (
+            torch.amp.is_autocast_available(device)
+            and torch.is_autocast_enabled(device)
+            and torch.get_autocast_dtype(device) == torch.float16
+        )
+        candidates = len(boxes.labels) * self.loss_energy.method.num_candidates
+        if (
+            candidates == 0
+            or scaled
+            or not torch.is_grad_enabled()
+            or not any(t.requires_grad for t in (*maps, *self.parameters()))
+            or self.loss_energy.reduction == 'none'
+            # A hook would see the gradients of each chunk, then their sum.
+            or any(p._backward_hooks for p in self.parameters())
+        ):
+            return False
+        if self.chunked is not None:
+            return self.chunked
+        values = candidates * math.prod(self.head.in_shape)
+        return device == 'cpu' and values >= MANY_VALUES
+
+    def _loss_in_chunks(
+        self,
+        maps: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Boxes,
+        weight: Tensor,
+        num_objects: Tensor,
+    ) -> tuple[Tensor, LossInfo]:
+        """The same, with the memory of some objects at a time."""
+        maps = maps[: len(self.featmap_strides)]
+        size = CANDIDATES_PER_CHUNK // self.loss_energy.method.num_candidates
+        # Maps that are pooled where they lie go together. Others go image by
+        # image: each needs a copy, or gradients of its size.
+        together = FeaturePyramid.is_in_place(maps) and not any(
+            m.requires_grad for m in maps
+        )
+
+        def loss_of_chunk(
+            images: slice, rows: slice, maps: Sequence[Tensor]
+        ) -> tuple[Tensor, LossInfo]:
+            part = boxes.part(images, rows)
+            return self._loss_of(
+                maps, image_sizes[images], part, weight[rows], num_objects
+            )
+
+        return chunked_loss(
+            list(chunks_of(boxes.counts, max(1, size), together)),
+            loss_of_chunk,
+            maps,
+            list(self.parameters()),
+        )
+
+    # ----------------------------------------------------------- refinement
+
+    def refine(self, pyramid: FeaturePyramid, boxes: Boxes) -> RefinedBoxes:
+        """Move boxes uphill on f.
+
+        Args:
+            pyramid: From :meth:`pyramid`; boxes are clipped to its images.
+            boxes: Detections; each is the reference of its own ascent.
+        """
+        with torch.inference_mode(False):
+            # Clones of what may be inference tensors, which autograd refuses.
+            boxes = Boxes(
+                boxes.corners.clone(),
+                boxes.labels.clone(),
+                boxes.image_index.clone(),
+                boxes.counts,
+            )
+            moves = self._is_refinable(boxes.corners)[:, None]
+            f = self.corner_logdensity_fn(
+                pyramid, boxes, self._inference_head()
+            )
+            result = self.ascent(
+                # A box that must not move gets no gradient.
+                lambda c: f(torch.where(moves[..., None], c, c.detach())),
+                boxes.corners,
+            )
+            corners = torch.where(moves, result.y[:, 0], boxes.corners)
+            if pyramid.image_sizes is not None:
+                corners = clip_boxes(
+                    corners, boxes.image_index, pyramid.image_sizes
+                )
+        info = AscentInfo(
+            result.info.trajectory[:, :, 0],
+            result.info.logdensities[:, :, 0],
+            result.info.num_accepted[:, 0] * moves[:, 0],
+        )
+        return RefinedBoxes(corners, result.logdensity[:, 0], info)
+
+    # ------------------------------------------------ what it knows of a box
+
+    def uncertainty(
+        self, pyramid: FeaturePyramid, boxes: Boxes
+    ) -> BoxUncertainty:
+        """How sure f is of boxes; unknown (NaN) for those it cannot refine.
+
+        Args:
+            pyramid: From :meth:`pyramid`.
+            boxes: Boxes, refined ones for example.
+        """
+        estimator = self.uncertainty_estimator
+        with torch.inference_mode(False), torch.no_grad():
+            parts = [
+                estimator(self.logdensity_fn(pyramid, part), part.corners)
+                for part in boxes.chunks(estimator.rows_per_chunk)
+            ]
+        return BoxUncertainty.cat(parts).masked(
+            self._is_refinable(boxes.corners)
+        )
+
+    def _is_refinable(self, corners: Tensor) -> Tensor:
+        sides = corners[:, 2:] - corners[:, :2]
+        return (sides >= self.min_box_size).all(1)
+
+    def _inference_head(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The head in the precision of inference."""
+        dtype = self.inference_dtype
+        if dtype is None:
+            return self.head
+        weights = {
+            name: parameter.detach().to(dtype)
+            for name, parameter in self.head.named_parameters()
+        }
+        return lambda pooled, labels: functional_call(
+            self.head, weights, (pooled.to(dtype), labels)
+        )
+
+    def _require_curvature(self) -> None:
+        """Refuse a head that lacks what loss or uncertainty differentiate."""
+        wanted = []
+        if self.loss_energy.method.needs_curvature:
+            wanted.append(type(self.loss_energy).__name__)
+        if self.uncertainty_estimator.method == 'laplace':
+            wanted.append("uncertainty.method='laplace'")
+        if wanted and not self.head.has_curvature():
+            raise ValueError(
+                f'{wanted[0]} needs second derivatives. Those of a head with '
+                f'the activation {type(self.head.shared_fcs[1]).__name__} are '
+                'lost in its kinks. Choose a smooth activation: '
+                "model.energy_model.head.act_cfg=dict(type='SiLU')"
+            )
+
+
+def _of_all_processes(
+    loss: Tensor, figures: dict[str, Tensor], share: Tensor
+) -> dict[str, Tensor]:
+    """What is logged, as if the objects of all processes were in this one.
+
+    Args:
+        loss: This process's part; its gradient stays this process's own.
+        figures: Means over this process's objects.
+        share: Their number, relative to the mean over the processes.
+    """
+    named = dict(loss_energy=loss, **figures)
+    if get_world_size() > 1 and loss.dim() == 0:
+        own = [loss.detach(), *(figure * share for figure in figures.values())]
+        means = reduce_mean(torch.stack(own))
+        named = dict(zip(named, means.unbind()))
+        named['loss_energy'] = means[0] + (loss - loss.detach())
+    return named
+
+
+def _checked_dtype(name: str | None) -> torch.dtype | None:
+    if name not in (None, 'bfloat16', 'float16', 'float32'):
+        raise ValueError(
+            "inference_dtype must be 'bfloat16', 'float16', 'float32' or "
+            f'None, got {name!r}'
+        )
+    return None if name is None else getattr(torch, name)

@@ -1,0 +1,84 @@
+"""Where things are, and how the studies write their results."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from boltons.fileutils import atomic_save, mkdir_p
+from mmengine.structures import InstanceData
+from tabulate import tabulate
+
+from mmdet_ebm.engine import experiments
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_tool(name: str, *arguments: object) -> None:
+    """Run a tool of tools/."""
+    experiments.run_tool(ROOT / 'tools' / f'{name}.py', *arguments)
+
+
+def train_once(
+    config: Path, work_dir: Path, seed: int, load_from: Path | None = None
+) -> Path:
+    """The last checkpoint of a training that runs if it has not yet."""
+    return experiments.train_once(
+        ROOT / 'tools/train.py', config, work_dir, seed, load_from
+    )
+
+
+def small_config_file(
+    data: str, kind: str = '', detector: str = 'faster-rcnn'
+) -> Path:
+    """A config of the small data sets: of a plain detector without a kind."""
+    kind = f'{kind}_' if kind else ''
+    return ROOT / f'configs/{data}/{detector}_r18-half_{kind}{data}.py'
+
+
+def coco_results(
+    image_id: int, instances: InstanceData, cat_ids: Sequence[int]
+) -> list[dict]:
+    """Detections of one image in COCO's result format."""
+    found = instances.cpu()
+    return [
+        dict(
+            image_id=image_id,
+            score=score,
+            category_id=cat_ids[label],
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+        )
+        for (x1, y1, x2, y2), score, label in zip(
+            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
+        )
+    ]
+
+
+def table(rows: Iterable[Sequence], headers: Sequence[str]) -> str:
+    """Rows in Markdown, their cells as they are."""
+    return tabulate(rows, headers, tablefmt='github', disable_numparse=True)
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """Fractions in per cent."""
+    low, high = 100 * min(values), 100 * max(values)
+    return f'{100 * sum(values) / len(values):.1f} ({low:.1f} to {high:.1f})'
+
+
+def write_json(path: Path, value: object) -> None:
+    """An interruption leaves the file that was there."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As :func:`write_json`."""
+    mkdir_p(path.parent)
+    with atomic_save(str(path), text_mode=True) as file:
+        file.write(text)
+
+
+def write_with_table(
+    figures: dict, out: Path, to_markdown: Callable[[dict], str]
+) -> None:
+    """Figures as JSON, and as Markdown beside it."""
+    write_json(out, figures)
+    write_text(out.with_suffix('.md'), to_markdown(figures))

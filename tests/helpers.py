@@ -1,0 +1,118 @@
+"""Files and commands that tests of several folders use."""
+
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from .small_models import CONFIGS, ROOT, build, shrink
+
+
+def run_tool(monkeypatch, name, *arguments):
+    """Run a tool as the command line does, without another interpreter."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / 'tools')  # as Python does for scripts
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    return runpy.run_path(
+        str(ROOT / 'tools' / f'{name}.py'), run_name='__main__'
+    )
+
+
+def shrunk_bccd(folder, method='_nce-plus'):
+    """Write a shipped config with hardly any weights; return its path."""
+    cfg = Config.fromfile(
+        CONFIGS / f'bccd/faster-rcnn_r18-half{method}_bccd.py'
+    )
+    cfg.model = shrink(cfg.model)
+    detector = cfg.model.get('detector', cfg.model)
+    detector.test_cfg.rpn.update(nms_pre=40, max_per_img=20)
+    detector.test_cfg.rcnn.update(score_thr=0.2, max_per_img=6)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (96, 72)
+    cfg.load_from = None
+    path = folder / f'energy{method}.py'
+    cfg.dump(path)
+    return path
+
+
+def save_checkpoint(config, path, seed=0):
+    """Write random weights, with the meta information of mmengine's."""
+    torch.manual_seed(seed)
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(config)
+    state = build(cfg.model).state_dict()
+    for name, value in state.items():
+        if 'fc_logdensity.weight' in name:
+            value.normal_()  # zeros would give no ascent
+    torch.save(
+        dict(
+            state_dict=state,
+            meta=dict(
+                cfg=cfg.pretty_text,
+                dataset_meta=dict(classes=cfg.metainfo.classes),
+            ),
+        ),
+        path,
+    )
+    return path
+
+
+def random_image(height=48, width=64, seed=0):
+    """A smooth random image (H, W, 3), uint8."""
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write_image(path, image=None, **options):
+    """Write an image, by default a random one; return its path."""
+    if image is None:
+        image = random_image(**options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def write_video(path, num_frames, codec='mp4v', size=(64, 48)):
+    """Write a video of random images at 10 frames per second."""
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*codec), 10, size
+    )
+    assert writer.isOpened()
+    for seed in range(num_frames):
+        writer.write(random_image(size[1], size[0], seed))
+    writer.release()
+    return path
+
+
+def write_damaged_files(folder):
+    """Write files that give no image; yield each with the reason to report.
+
+    The folder must not exist.
+    """
+    folder.mkdir()
+    whole = {
+        suffix: cv2.imencode(suffix, random_image(96, 128))[1].tobytes()
+        for suffix in ('.jpg', '.png')
+    }
+    for suffix, data in whole.items():
+        (folder / f'cut{suffix}').write_bytes(data[: len(data) // 2])
+        yield folder / f'cut{suffix}', 'truncated'
+    (folder / 'empty.jpg').touch()
+    yield folder / 'empty.jpg', 'the file is empty'
+    (folder / 'text.png').write_text('not an image')
+    yield folder / 'text.png', 'OpenCV'
+    (folder / 'dangling.png').symlink_to(folder / 'gone.png')
+    yield folder / 'dangling.png', 'cannot be opened'
+    # Its header gives the size; there are no pixels.
+    (folder / 'huge.ppm').write_bytes(b'P6 20000 20000 255\n')
+    yield folder / 'huge.ppm', 'too many'
+
+
+def assert_same_detections(first, second, atol=1e-3):
+    """Predictions in JSON form agree."""
+    assert first['labels'] == second['labels']
+    for field in ('scores', 'bboxes', 'logdensities', 'initial_bboxes'):
+        np.testing.assert_allclose(first[field], second[field], atol=atol)

@@ -1,0 +1,283 @@
+"""The stages behind a detector's boxes; energy-ordered NMS against the
+algorithm written as a loop."""
+
+import pytest
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+
+from mmdet_ebm.models import Refinement, energy_nms
+from mmdet_ebm.models.detectors import refine_detections
+
+from ...small_models import (
+    SIZES,
+    boxes,
+    by_image,
+    energy_model,
+    feature_maps,
+)
+
+
+def loop(boxes, scores, labels, logdensity, threshold):
+    """IoU-Net, algorithm 1, for each class."""
+    kept = []
+    for label in labels.unique().tolist():
+        left = (labels == label).nonzero()[:, 0].tolist()
+        while left:
+            best = max(left, key=lambda i: logdensity[i].item())
+            cluster = [
+                i
+                for i in left
+                if i == best
+                or bbox_overlaps(boxes[best][None], boxes[i][None]).item()
+                > threshold
+            ]
+            kept.append((max(scores[i].item() for i in cluster), best))
+            left = [i for i in left if i not in cluster]
+    return sorted(kept, reverse=True)
+
+
+def random_boxes(count=60, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 60
+    size = 20 + 20 * torch.rand(count, 2, generator=generator)
+    return (
+        torch.cat([corner, corner + size], 1),
+        torch.rand(count, generator=generator),
+        torch.randint(3, (count,), generator=generator),
+        torch.randn(count, generator=generator) * 5,
+    )
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('threshold', [0.3, 0.5, 0.7])
+def test_energy_nms_equals_the_loop(seed, threshold):
+    arguments = random_boxes(seed=seed)
+    keep, scores = energy_nms(*arguments, threshold, -1)
+    expected = loop(*arguments, threshold)
+    assert keep.tolist() == [index for _, index in expected]
+    torch.testing.assert_close(
+        scores, torch.tensor([score for score, _ in expected])
+    )
+
+
+def test_best_fitting_box_takes_the_best_score():
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 0, 60, 10]]
+    )
+    keep, scores = energy_nms(
+        boxes,
+        torch.tensor([0.9, 0.4, 0.6]),
+        torch.zeros(3).long(),
+        torch.tensor([-3.0, 8.0, 1.0]),
+        0.5,
+        100,
+    )
+    assert keep.tolist() == [1, 2]
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.6]))
+
+
+def test_boxes_kept_by_rounding_have_their_own_scores():
+    """The NMS moves classes apart, so that the IoU of boxes in it rounds
+    otherwise; here to below the threshold."""
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [2.6, 0, 12.6, 10], [900, 900, 1000, 1000]]
+    )
+    threshold = 0.5873
+    assert bbox_overlaps(boxes[:1], boxes[1:2]) > threshold
+    keep, scores = energy_nms(
+        boxes,
+        torch.tensor([0.4, 0.9, 0.6]),
+        torch.full((3,), 79),
+        torch.tensor([3.0, 2.0, 1.0]),
+        threshold,
+        100,
+    )
+    assert keep.tolist() == [1, 2, 0]
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.6, 0.4]))
+
+
+def test_limit_keeps_the_largest_scores():
+    arguments = random_boxes()
+    keep, scores = energy_nms(*arguments, 0.5, -1)
+    few, few_scores = energy_nms(*arguments, 0.5, 4)
+    assert torch.equal(few, keep[:4]) and torch.equal(few_scores, scores[:4])
+
+
+def test_nan_log_densities_come_last():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]])
+    keep, _ = energy_nms(
+        boxes,
+        torch.tensor([0.9, 0.4]),
+        torch.zeros(2).long(),
+        torch.tensor([float('nan'), -100.0]),
+        0.5,
+        100,
+    )
+    assert keep.tolist() == [1]
+
+
+def test_energy_nms_without_candidates():
+    keep, scores = energy_nms(
+        torch.zeros(0, 4),
+        torch.zeros(0),
+        torch.zeros(0).long(),
+        torch.zeros(0),
+        0.5,
+        100,
+    )
+    assert keep.shape == (0,) and scores.shape == (0,)
+
+
+def test_identical_boxes_make_one_cluster():
+    boxes = torch.tensor([[5.0, 5, 9, 9]]).expand(4, 4)
+    keep, scores = energy_nms(
+        boxes,
+        torch.tensor([0.1, 0.7, 0.3, 0.2]),
+        torch.ones(4).long(),
+        torch.zeros(4),
+        0.5,
+        100,
+    )
+    assert len(keep) == 1 and scores.item() == pytest.approx(0.7)
+
+
+# ------------------------------------------------------------------ the stages
+
+TEST_CFG = ConfigDict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+
+
+@pytest.fixture
+def model():
+    return energy_model(ascent=dict(step_length=(0.01, 0.01)))
+
+
+@pytest.fixture
+def pyramid(model):
+    return model.pyramid(feature_maps(), SIZES)
+
+
+@pytest.fixture
+def found():
+    """Two boxes in one image, three in the other, and a field of their own."""
+    scores = [torch.tensor([0.4, 0.9]), torch.tensor([0.5, 0.7, 0.6])]
+    return [
+        InstanceData(bboxes=c, labels=k, scores=s, mine=10 * s)
+        for c, k, s in zip(*by_image(boxes()), scores)
+    ]
+
+
+def stages(**switches):
+    return Refinement(**{**dict(energy_nms=False, ascent=False), **switches})
+
+
+def test_stages_are_off_together():
+    assert not stages(keep_plain=True).is_on
+    for name in ('energy_nms', 'ascent', 'uncertainty'):
+        assert stages(**{name: True}).is_on
+
+
+def test_without_stages_nothing_changes(model, pyramid, found):
+    results, plain = refine_detections(model, stages(), pyramid, found)
+    assert plain is None
+    for ours, theirs in zip(results, found, strict=True):
+        assert set(ours.keys()) == set(theirs.keys())
+        assert torch.equal(ours.bboxes, theirs.bboxes)
+
+
+def test_ordering_tells_the_log_densities(model, pyramid, found):
+    results, _ = refine_detections(
+        model, stages(energy_nms=True), pyramid, found, TEST_CFG
+    )
+    values = model.logdensity(pyramid, boxes()).split([2, 3])
+    for ours, theirs, f in zip(results, found, values, strict=True):
+        order = theirs.scores.argsort(descending=True)  # nothing overlaps
+        assert torch.equal(ours.bboxes, theirs.bboxes[order])
+        assert torch.equal(ours.scores, theirs.scores[order])
+        torch.testing.assert_close(ours.logdensities, f[order])
+        assert torch.equal(ours.mine, 10 * ours.scores)
+        assert 'initial_bboxes' not in ours
+
+
+def test_the_ascent_moves_boxes_and_tells_where_they_were(
+    model, pyramid, found
+):
+    results, _ = refine_detections(model, stages(ascent=True), pyramid, found)
+    refined = model.refine(pyramid, boxes())
+    corners = refined.corners.split([2, 3])
+    values = refined.logdensity.split([2, 3])
+    for ours, theirs, at, f in zip(
+        results, found, corners, values, strict=True
+    ):
+        assert torch.equal(ours.initial_bboxes, theirs.bboxes)
+        torch.testing.assert_close(ours.bboxes, at)
+        torch.testing.assert_close(ours.logdensities, f)
+        for name in ('scores', 'labels', 'mine'):
+            assert torch.equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize('number', [0, 1, 2, -1])
+def test_uncertainty_is_told_of_the_best_boxes_of_an_image(
+    model, pyramid, found, number
+):
+    results, _ = refine_detections(
+        model,
+        stages(uncertainty=True, uncertainty_per_img=number),
+        pyramid,
+        found,
+    )
+    known = model.uncertainty(pyramid, boxes()).std.split([2, 3])
+    for ours, std in zip(results, known, strict=True):
+        rank = ours.scores.argsort(descending=True).argsort()
+        chosen = rank < (number if number >= 0 else len(rank))
+        torch.testing.assert_close(
+            ours.box_std[chosen], std[chosen], rtol=1e-3, atol=1e-4
+        )
+        assert ours.box_std[~chosen].isnan().all()
+        assert torch.equal(ours.box_logprobs.isfinite(), chosen)
+
+
+def test_candidates_are_limited_to_the_best_scores(model, pyramid, found):
+    for nms_pre, counts in ((1, [1, 1]), (2, [2, 2]), (-1, [2, 3])):
+        results, _ = refine_detections(
+            model,
+            stages(energy_nms=True, nms_pre=nms_pre),
+            pyramid,
+            found,
+            TEST_CFG,
+        )
+        assert [len(each) for each in results] == counts
+        assert results[1].scores[0] == 0.7
+
+
+def test_plain_detections_went_through_the_ordinary_nms(model, pyramid):
+    """The best score of an overlapping pair, not the best log-density."""
+    pair = InstanceData(
+        bboxes=torch.tensor([[5.0, 5, 45, 45], [6.0, 5, 46, 45]]),
+        labels=torch.tensor([1, 1]),
+        scores=torch.tensor([0.5, 0.6]),
+    )
+    pair = [pair, pair[:0]]
+    results, plain = refine_detections(
+        model,
+        stages(energy_nms=True, keep_plain=True),
+        pyramid,
+        pair,
+        TEST_CFG,
+    )
+    assert plain[0].bboxes.tolist() == [[6, 5, 46, 45]]
+    assert [len(each) for each in results] == [1, 0] == list(map(len, plain))
+    _, plain = refine_detections(
+        model, stages(ascent=True, keep_plain=True), pyramid, pair, TEST_CFG
+    )
+    assert len(plain[0]) == 2  # whose NMS the detector has done
+
+
+def test_boxes_that_are_not_four_corners_are_refused(model, pyramid, found):
+    for each in found:
+        rotated = torch.cat([each.bboxes, each.scores[:, None]], 1)
+        del each.bboxes
+        each.bboxes = rotated
+    with pytest.raises(ValueError, match='rotated'):
+        refine_detections(model, stages(ascent=True), pyramid, found)
