@@ -129,20 +129,23 @@ def test_packages_that_need_mmdet_check_before_they_import_it(package):
 
 
 @pytest.mark.parametrize(
-    'tool',
+    'command',
     [
-        'train',
-        'test',
-        'infer',
-        'make_digits',
-        'demo',
-        'study',
-        'compare_stages',
+        'tools/train.py',
+        'tools/test.py',
+        'tools/infer.py',
+        'tools/make_digits.py',
+        'tools/demo.py',
+        '-m mmdet_ebm',
+        '-m benchmarks',
+        '-m studies.train_and_compare',
+        '-m studies.compare_stages',
+        '-m studies.regression1d',
     ],
 )
-def test_tools_explain_themselves(tool):
+def test_commands_explain_themselves(command):
     done = subprocess.run(
-        [sys.executable, f'tools/{tool}.py', '--help'],
+        [sys.executable, *command.split(), '--help'],
         cwd=ROOT,
         capture_output=True,
         text=True,
