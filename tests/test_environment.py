@@ -136,7 +136,6 @@ def test_packages_that_need_mmdet_check_before_they_import_it(package):
         'tools/infer.py',
         'tools/make_digits.py',
         'tools/demo.py',
-        '-m mmdet_ebm',
         '-m benchmarks',
         '-m studies.train_and_compare',
         '-m studies.compare_stages',
