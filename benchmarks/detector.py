@@ -89,15 +89,16 @@ def _compare(
 def _products(scene: Scene, num_steps: int) -> Callable[[], None]:
     """What the ascent and the NMS need of the head alone."""
     head, labels = scene.energy_model.head, scene.boxes.labels
-    pooled = torch.randn(
-        len(labels), *head.in_shape, device=labels.device, requires_grad=True
-    )
+    pooled = torch.randn(len(labels), *head.in_shape, device=labels.device)
+    number = scene.model.refinement.ascent_per_img
+    moved = pooled[:number].clone().requires_grad_()
 
     def products() -> None:
         with torch.no_grad():
-            for _ in range(5):  # 400 candidates, the last of the steps
+            for _ in range(4):  # 400 candidates
                 head(pooled, labels)
+            head(moved, labels[:number])  # the last of the steps
         for _ in range(num_steps):
-            torch.autograd.grad(head(pooled, labels).sum(), pooled)
+            torch.autograd.grad(head(moved, labels[:number]).sum(), moved)
 
     return products

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmdet_ebm.core import BoxAscent
+from mmdet_ebm.core import BoxAscent, FixedBoxDensity
 from mmdet_ebm.ops import clip_boxes
 
 from .pooling import leaves
@@ -27,6 +27,7 @@ def _compare(run: Run, num_images: int) -> None:
     )
     energy_model, boxes = scene.energy_model, scene.boxes
     energy_model.requires_grad_(True)
+    energy_model.density = FixedBoxDensity()  # the loop knows f alone
     # Built once for all steps here too, which favours the loop.
     differentiable = replace(
         scene, features=leaves(scene.features, True)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -31,6 +33,11 @@ SMALL_DETECTORS = {
     'BCCD': (
         'configs/bccd/faster-rcnn_r18-half_nce-plus_bccd.py',
         (240, 320),
+        0.5,
+    ),
+    'YOLOX-nano at 416': (
+        'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
+        (416, 416),
         0.5,
     ),
 }
@@ -189,7 +196,8 @@ def build_scene(
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    cfg = Config.fromfile(ROOT / config)
+    init_default_scope('mmdet')
+    cfg = _config(config)
     cfg.model.detector.backbone.init_cfg = None  # random weights do
     if reduction > 1:
         cfg.model.energy_model.head.reduced_channels = (
@@ -244,6 +252,22 @@ def build_scene(
         Boxes.from_images(corners, labels),
         candidates,
     )
+
+
+def _config(name: str) -> Config:
+    """One of ours, or a plain detector of mmdet with an energy model."""
+    if not name.startswith('mmdet::'):
+        return Config.fromfile(ROOT / name)
+    energy_model = dict(
+        head=dict(fc_out_channels=256),
+        loss=dict(type='NCEPlusLoss', sigmas=(0.075, 0.15, 0.3)),
+    )
+    model = dict(
+        type='EnergyDetector',
+        detector=get_config(name).model,
+        energy_model=energy_model,
+    )
+    return Config(dict(model=model))
 
 
 def image_batch(image_size: tuple[int, int], device: torch.device) -> dict:

@@ -30,21 +30,24 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
+from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 
 from .files import coco_results, mean_and_range, table, write_json
 
 STAGES = {
-    'plain': dict(energy_nms=False, ascent=False),
-    'energy NMS': dict(energy_nms=True, ascent=False),
-    'ascent': dict(energy_nms=False, ascent=True),
-    'both': dict(energy_nms=True, ascent=True),
+    'plain': dict(energy_nms=False, ascent=False, rank=False),
+    'energy NMS': dict(energy_nms=True, ascent=False, rank=False),
+    'ascent': dict(energy_nms=False, ascent=True, rank=False),
+    'both': dict(energy_nms=True, ascent=True, rank=False),
+    'refined': dict(energy_nms=False, ascent=True, rank=True),  # the default
 }
-# Other ways to run the ascent: its settings, and the head's precision.
+# Other ways to run the ascent: its settings, the head's precision, and
+# whether f is trusted alone.
 ASCENTS = {
-    'published schedule': (dict(num_steps=10, step_rule='decay'), None),
-    'bfloat16': ({}, torch.bfloat16),
+    'published schedule': (dict(num_steps=10, step_rule='decay'), None, True),
+    'bfloat16': ({}, torch.bfloat16, False),
 }
 
 
@@ -147,10 +150,13 @@ def evaluate(
         model.refinement = dataclasses.replace(
             model.refinement, **STAGES['ascent']
         )
-        usual = model.energy_model.ascent
-        for name, (settings, dtype) in ASCENTS.items():
+        usual, density = model.energy_model.ascent, model.energy_model.density
+        for name, (settings, dtype, alone) in ASCENTS.items():
             model.energy_model.ascent = dataclasses.replace(usual, **settings)
             model.energy_model.inference_dtype = dtype
+            model.energy_model.density = (
+                FixedBoxDensity() if alone else density
+            )
             add(name, model)
     for checkpoint in args.control:
         add(
@@ -172,7 +178,7 @@ def compare(args: argparse.Namespace) -> dict:
     if args.control:
         pairs += [
             (stage, 'control')
-            for stage in ('both', 'ascent')
+            for stage in ('both', 'ascent', 'refined')
             if stage in matched
         ]
     differences = bootstrap_differences(matched, pairs, args.resamples)

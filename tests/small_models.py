@@ -76,6 +76,7 @@ def _shrink_transformer(cfg):
 
 
 def _shrink_energy_model(cfg):
+    cfg.setdefault('density', None)  # f alone; the prior has its own tests
     cfg.setdefault('head', {}).update(fc_out_channels=16)
     if 'num_samples' in cfg.loss:
         cfg.loss.num_samples = 8
@@ -146,6 +147,7 @@ def wrapped(detector, energy_model=None, **changes):
         head=dict(fc_out_channels=16),
         loss=dict(type='NCEPlusLoss', num_samples=8),
         ascent=dict(num_steps=3),
+        density=None,  # f alone; the prior has its own tests
     )
     model = build(
         ConfigDict(
@@ -247,6 +249,7 @@ def energy_model(**changes):
         head=head_cfg(),
         loss=dict(type='NCEPlusLoss', num_samples=8),
         featmap_strides=STRIDES,
+        density=None,
     )
     model = EnergyModel(**{**options, **changes})
     model.init_weights()

@@ -23,10 +23,10 @@ CONFIGS = TOOLS.parent / 'configs/digits'
 PLAIN_CONFIG = CONFIGS / 'faster-rcnn_r18-half_digits.py'
 ENERGY_CONFIG = CONFIGS / 'faster-rcnn_r18-half_nce-plus_digits.py'
 STAGES = {
-    'plain': (False, False),
-    'energy_nms': (True, False),
-    'ascent': (False, True),
-    'refined': (True, True),
+    'plain': dict(energy_nms=False, ascent=False, rank=False),
+    'energy_nms': dict(energy_nms=True, ascent=False, rank=False),
+    'ascent': dict(energy_nms=False, ascent=True, rank=False),
+    'refined': dict(energy_nms=False, ascent=True, rank=True),
 }
 METRICS = {
     'AP': 'coco/bbox_mAP',
@@ -71,7 +71,7 @@ def say(text: str) -> None:
 
 
 def evaluate(
-    checkpoint: Path, work_dir: Path, energy_nms: bool, ascent: bool
+    checkpoint: Path, work_dir: Path, switches: dict[str, bool]
 ) -> dict[str, float]:
     """Metrics on the test split, as fractions."""
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -82,8 +82,7 @@ def evaluate(
         '--work-dir',
         work_dir,
         '--cfg-options',
-        f'model.refinement.energy_nms={energy_nms}',
-        f'model.refinement.ascent={ascent}',
+        *(f'model.refinement.{name}={on}' for name, on in switches.items()),
     )
     (written,) = work_dir.glob('*/*.json')
     metrics = json.loads(written.read_text())
@@ -133,7 +132,7 @@ def main() -> None:
     say('4/5 Evaluation on held-out images')
     metrics_file = work_dir / 'metrics.json'
     metrics = {
-        stage: evaluate(energy, work_dir / 'test' / stage, *switches)
+        stage: evaluate(energy, work_dir / 'test' / stage, switches)
         for stage, switches in STAGES.items()
     }
     with atomic_save(str(metrics_file), text_mode=True) as file:

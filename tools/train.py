@@ -18,9 +18,12 @@ from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
 from mmdet_ebm.engine import (
+    fit_at_the_end,
     join_processes,
     latest_checkpoint,
     make_resumable,
+    measure_noise,
+    remove_crops,
     use_amp,
 )
 from mmdet_ebm.engine.launch import trains_energy_alone
@@ -124,6 +127,8 @@ def build_config(args: argparse.Namespace) -> Config:
             'load_from=CHECKPOINT'
         )
     make_resumable(cfg)
+    fit_at_the_end(cfg)
+    measure_noise(cfg)
     return cfg
 
 
@@ -131,6 +136,9 @@ def build_runner(cfg: Config) -> Runner:
     """The runner, if what it needs is there and fits together."""
     with checks.exit_with_message():
         checks.require_registered(cfg)
+        removed = []
+        if trains_energy_alone(cfg) and not cfg.get('keep_crops'):
+            removed = remove_crops(cfg)
         data_checks.require_files(
             cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train']
         )
@@ -144,6 +152,12 @@ def build_runner(cfg: Config) -> Runner:
                 runner.model, cfg.load_from, detector_only=True
             )
         data_checks.require_classes_of_data(runner, 'train')
+    if removed:
+        runner.logger.info(
+            f'Taken out of the training pipeline: {", ".join(removed)}. The '
+            'detector is frozen, and boxes that a crop has cut teach the '
+            'energy model wrong ends. keep_crops=True keeps these steps.'
+        )
     return runner
 
 

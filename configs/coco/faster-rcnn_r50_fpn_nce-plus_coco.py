@@ -23,7 +23,6 @@ model = dict(
         # The published ascent: num_steps=10, step_rule='decay'.
         ascent=dict(step_length=(80e-5, 32e-4)),
     ),
-    refinement=dict(energy_nms=True, ascent=True),
 )
 # mmdet's own checkpoint of the base config, AP 37.4. A local path works too.
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'

@@ -15,7 +15,7 @@ model = dict(
         ascent=dict(step_length=(80e-5, 32e-4)),
     ),
     # keep_plain: validation shows AP with and without, and the gain.
-    refinement=dict(energy_nms=True, ascent=True, keep_plain=True),
+    refinement=dict(keep_plain=True),
 )
 
 # What the plain config of this folder leaves behind.

@@ -5,6 +5,11 @@ _base_ = '../coco/faster-rcnn_r50_fpn_nce-plus_coco.py'
 
 model = dict(
     type='DetectronEnergyDetector',
+    # The published way at test time: f alone, ten steps of one rule.
+    energy_model=dict(
+        density=None, ascent=dict(num_steps=10, step_rule='decay')
+    ),
+    refinement=dict(energy_nms=True),
     detector=dict(
         data_preprocessor=dict(
             mean=[102.9801, 115.9465, 122.7717],

@@ -42,7 +42,7 @@ def require_classes_of_data(runner: Runner, split: str) -> None:
         raise
     if any(
         len(inner.cat_ids) != len(inner.metainfo['classes'])
-        for inner in _datasets(loop.dataloader.dataset)
+        for inner in inner_datasets(loop.dataloader.dataset)
         if getattr(inner, 'cat_ids', None) is not None
     ):
         _require_categories(configs)
@@ -111,13 +111,13 @@ def _needed_files(
             yield 'annotation file', evaluator['ann_file'], where
 
 
-def _datasets(dataset) -> Iterator:
+def inner_datasets(dataset) -> Iterator:
     """The data sets inside of wrappers and concatenations."""
     if hasattr(dataset, 'datasets'):
         for inner in dataset.datasets:
-            yield from _datasets(inner)
+            yield from inner_datasets(inner)
     elif hasattr(dataset, 'dataset'):
-        yield from _datasets(dataset.dataset)
+        yield from inner_datasets(dataset.dataset)
     else:
         yield dataset
 

@@ -106,7 +106,8 @@ def convert_state_dict(
     }
     if any(key.startswith(ENERGY) for key in used.values()):
         for key, value in model.energy_model.state_dict().items():
-            expected[ENERGY + key] = value
+            if not key.endswith('_extra_state'):  # no tensor of a network's
+                expected[ENERGY + key] = value
     came_from = {new: old for old, new in used.items()}
     missing = [_old_name(key) for key in expected if key not in came_from]
     unknown += [old for old, new in used.items() if new not in expected]

@@ -15,6 +15,13 @@ from .ascent import (
     secant_steps,
     stopping_ascent,
 )
+from .box_density import (
+    CAUTIOUS,
+    BoxDensity,
+    FixedBoxDensity,
+    curvature_std,
+    expected_quality,
+)
 from .chunked import chunked_loss, chunks_of
 from .diagnostics import separation
 from .langevin import langevin_chain
@@ -49,6 +56,11 @@ from .uncertainty import (
 )
 
 __all__ = [
+    'BoxDensity',
+    'CAUTIOUS',
+    'FixedBoxDensity',
+    'curvature_std',
+    'expected_quality',
     'AscentInfo',
     'AscentResult',
     'BoxAscent',

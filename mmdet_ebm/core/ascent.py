@@ -4,6 +4,7 @@
 :class:`BoxAscent` and :class:`IoUNetAscent` move boxes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -72,19 +73,17 @@ def secant_steps(
     In each dimension the gradient changed by :math:`\Delta g` over a move of
     :math:`s`; where it fell along it, f has its maximum there after a step of
     length :math:`-s / \Delta g` times the gradient, if the curvature stays.
-    A refused move tells the curvature as well. A length changes by a factor
-    of 1/4 to 2 at a time, and does not grow after a refused move; without such
-    a maximum in sight it follows :func:`decayed_steps`. Arguments and result
-    as there.
+    A length changes by a factor of 1/4 to 2 at a time, and doubles without
+    such a maximum in sight. A refused move tells the curvature as well, but f
+    may have fallen for another reason: every length shrinks at least by
+    ``decay``, since the same move would be refused again. Arguments and
+    result as in :func:`decayed_steps`.
     """
     falls = move * change < 0  # False for NaN
     secant = -move / torch.where(falls, change, 1)
-    secant = secant.clamp(
-        min=step / 4, max=torch.where(kept[..., None], 2 * step, step)
-    )
-    return torch.where(
-        falls, secant, decayed_steps(step, move, change, kept, decay)
-    )
+    longest = torch.where(kept[..., None], 2 * step, step * decay)
+    secant = secant.clamp(min=step / 4).minimum(longest)
+    return torch.where(falls, secant, longest)
 
 
 STEP_RULES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
@@ -230,8 +229,10 @@ class BoxAscent:
 
     A box moves in the coordinates :func:`mmdet_ebm.ops.boxes_to_relative`
     with respect to where it started, so that steps mean the same for small
-    and large boxes. The attributes are the arguments; a new value holds from
-    the next call on.
+    and large boxes. Lengths adapt along mixtures of centre and size; those
+    of the default lengths are the four sides, each with a length of its own,
+    since what f knows of one side has little to do with the others. The
+    attributes are the arguments; a new value holds from the next call on.
 
     Args:
         num_steps: Steps to try.
@@ -278,19 +279,27 @@ class BoxAscent:
             Corners (R, 1, 4), and a trajectory of corners.
         """
         reference = corners.detach()[:, None]
-        centre, size = self.step_length
+        centre, size = (math.sqrt(length / 2) for length in self.step_length)
+
+        def boxes_at(sides: Tensor) -> Tensor:
+            first, last = sides[..., :2], sides[..., 2:]
+            relative = torch.cat(
+                [centre * (last + first), size * (last - first)], -1
+            )
+            return relative_to_boxes(relative, reference)
+
         result = gradient_ascent(
-            lambda t: corner_logdensity_fn(relative_to_boxes(t, reference)),
+            lambda sides: corner_logdensity_fn(boxes_at(sides)),
             torch.zeros_like(reference),
-            (centre, centre, size, size),
+            # In relative space these are steps of the given lengths.
+            (1.0,) * 4,
             self.num_steps,
             self.step_decay,
             self.step_rule,
         )
-        path = result.info.trajectory
         with torch.inference_mode(False):
             trajectory = torch.stack(
-                [relative_to_boxes(t, reference) for t in path]
+                [boxes_at(sides) for sides in result.info.trajectory]
             )
         info = replace(result.info, trajectory=trajectory)
         return replace(result, y=trajectory[-1], info=info)

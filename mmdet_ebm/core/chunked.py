@@ -27,14 +27,16 @@ def chunks_of(
         together: Whether rows of several images may share a chunk.
 
     Yields:
-        Images and rows of each chunk; no chunk is empty.
+        Images and rows of each chunk; no chunk is empty. The images are
+        those from the first row's to the last row's.
     """
-    groups = [sum(counts)] if together else counts
+    owners = [image for image, n in enumerate(counts) for _ in range(n)]
     start = 0
-    for image, count in enumerate(groups):
-        images = slice(0, len(counts)) if together else slice(image, image + 1)
+    for count in [len(owners)] if together else counts:
         for first in range(start, start + count, size):
-            yield images, slice(first, min(first + size, start + count))
+            stop = min(first + size, start + count)
+            images = slice(owners[first], owners[stop - 1] + 1)
+            yield images, slice(first, stop)
         start += count
 
 

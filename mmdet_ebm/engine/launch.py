@@ -7,6 +7,8 @@ import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..models.losses import MEASURED
+
 _LOOPS = dict(
     EpochBasedTrainLoop='ResumableEpochTrainLoop',
     IterBasedTrainLoop='ResumableIterTrainLoop',
@@ -33,6 +35,27 @@ def make_resumable(cfg: Config) -> None:
         cfg.default_hooks = dict(
             hooks, checkpoint=dict(hook, type='AtomicCheckpointHook')
         )
+    _import_engine(cfg)
+
+
+def fit_at_the_end(cfg: Config) -> None:
+    """Let a training of an energy model end with a fit of its density.
+
+    A hook of the user's stays, and so do numbers in the config.
+    """
+    hooks = list(cfg.get('custom_hooks') or [])
+    density = cfg.model.get('energy_model', {}).get('density', 'fitted')
+    if (
+        'energy_model' not in cfg.model
+        or density != 'fitted'
+        or any(hook.get('type') == 'FitDensityHook' for hook in hooks)
+    ):
+        return
+    cfg.custom_hooks = [*hooks, dict(type='FitDensityHook')]
+    _import_engine(cfg)
+
+
+def _import_engine(cfg: Config) -> None:
     # Other tools read the config from the work dir and from checkpoints.
     custom = cfg.get('custom_imports') or {}
     imports = custom.get('imports', [])
@@ -41,6 +64,16 @@ def make_resumable(cfg: Config) -> None:
         cfg.custom_imports = dict(
             custom, imports=[*imports, 'mmdet_ebm.engine']
         )
+
+
+def measure_noise(cfg: Config) -> None:
+    """Add the hook that measures the noise, if the config asks for it."""
+    loss = cfg.model.get('energy_model', {}).get('loss', {})
+    hooks = list(cfg.get('custom_hooks') or [])
+    if MEASURED in (loss.get('sigmas'), loss.get('sigma')) and not any(
+        hook['type'] == 'MeasureNoiseHook' for hook in hooks
+    ):
+        cfg.custom_hooks = [*hooks, dict(type='MeasureNoiseHook')]
 
 
 def use_amp(cfg: Config) -> None:

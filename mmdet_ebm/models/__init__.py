@@ -30,6 +30,7 @@ from .losses import (
     NCEPlusLoss,
     SMLoss,
 )
+from .necks import EnergyNeck
 from .roi_heads import EnergyHead
 from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
@@ -45,6 +46,7 @@ __all__ = [
     'EnergyHead',
     'EnergyLoss',
     'EnergyModel',
+    'EnergyNeck',
     'KLDISLoss',
     'LocalizationConfidenceLoss',
     'MLISLoss',

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
@@ -13,13 +14,18 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..core import (
+    CAUTIOUS,
     AscentInfo,
     BoxAscent,
+    BoxDensity,
+    FixedBoxDensity,
     IoUNetAscent,
     LogDensityFn,
     LossInfo,
     chunked_loss,
     chunks_of,
+    curvature_std,
+    expected_quality,
     separation,
 )
 from ..ops import (
@@ -40,8 +46,8 @@ BOXES_PER_CHUNK = 512
 # more rows need more memory.
 CANDIDATES_PER_CHUNK = 2048
 # Pooled features from which on chunks are also faster on a CPU, because fresh
-# memory costs more there: 256 MiB of float32.
-MANY_VALUES = 1 << 26
+# memory costs more there: 64 MiB of float32.
+MANY_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,12 @@ class EnergyModel(BaseModule):
     .. math:: p(y | x) \propto \exp f(x, y), \qquad
               f(x, y) = \mathrm{head}(\mathrm{pool}(\mathrm{maps}(x), y))
 
-    f is the log-density of a box y without its normaliser; the papers' energy
-    is E = -f. The model knows nothing of the detector: maps, boxes and labels
-    go in, boxes and log-densities come out. Boxes are corners x1, y1, x2, y2
-    in network-input pixels throughout. They move in the relative space of
-    their initial position (``mmdet_ebm.ops.boxes``).
+    The maps are the detector's, or those of a ``neck`` on them. f is the
+    log-density of a box y without its normaliser; the papers' energy is
+    E = -f. The model knows nothing of the detector: maps, boxes and labels go
+    in, boxes and log-densities come out. Boxes are corners x1, y1, x2, y2 in
+    network-input pixels throughout. They move in the relative space of their
+    initial position (``mmdet_ebm.ops.boxes``).
 
     Args:
         head: Config of an ``EnergyHead``.
@@ -82,9 +89,16 @@ class EnergyModel(BaseModule):
         finest_scale: Boxes with a geometric mean side below twice this many
             pixels are pooled from the first level; each doubling is one level
             more. 14 times the first stride by default, as in an FPN.
+        neck: Config of an ``EnergyNeck``, which makes maps for the head from
+            the detector's and is trained with it. None to pool from the
+            detector's own.
         ascent: Config of the ascent: ``BoxAscent`` by default, or
             ``IoUNetAscent``.
         uncertainty: Arguments of an ``UncertaintyEstimator``.
+        density: How f and the detector's box are joined at test time, see
+            :class:`mmdet_ebm.core.BoxDensity`. 'fitted' takes its numbers
+            from the checkpoint, and cautious ones if there are none. A dict
+            gives the numbers. None trusts f alone, as published.
         min_box_size: Boxes with a side below this many pixels are neither
             trained on nor moved: their features lie within one cell, and
             their noise is far below a pixel.
@@ -114,8 +128,10 @@ class EnergyModel(BaseModule):
         loss: ConfigType,
         featmap_strides: Sequence[int],
         finest_scale: int | None = None,
+        neck: OptConfigType = None,
         ascent: OptConfigType = None,
         uncertainty: OptConfigType = None,
+        density: str | dict | None = 'fitted',
         min_box_size: float = 2.0,
         fix_level: bool = True,
         chunked: bool | None = None,
@@ -123,14 +139,15 @@ class EnergyModel(BaseModule):
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        self.neck = None if neck is None else MODELS.build(neck)
+        if self.neck is not None:
+            head = {'in_channels': self.neck.out_channels, **head}
         self.head = MODELS.build(head)
         self.loss_energy = MODELS.build(loss)
         self.ascent = TASK_UTILS.build({'type': 'BoxAscent', **(ascent or {})})
-        noise = getattr(self.loss_energy.method, 'noise', None)
-        known = {} if noise is None else dict(sigmas=noise.sigmas.tolist())
-        self.uncertainty_estimator = UncertaintyEstimator(
-            **{**known, **(uncertainty or {})}
-        )
+        self._uncertainty_cfg = dict(uncertainty or {})
+        self.uncertainty_estimator = self._build_estimator()
+        self.density = _built_density(density)
         self.featmap_strides = tuple(featmap_strides)
         self.finest_scale = finest_scale
         self.min_box_size = min_box_size
@@ -138,6 +155,38 @@ class EnergyModel(BaseModule):
         self.chunked = chunked
         self.inference_dtype = _checked_dtype(inference_dtype)
         self._require_curvature()
+        self._require_fitting_neck()
+
+    # ------------------------------------------------ noise that is measured
+
+    def set_spread(self, spread: Tensor) -> None:
+        """Set the noise by the spread (4,) of the detector's errors.
+
+        The loss must have been told to take it, with ``sigmas='measured'``;
+        see ``EnergyLoss.set_spread``.
+        """
+        self.loss_energy.set_spread(spread)
+        old = self.uncertainty_estimator
+        self.uncertainty_estimator = self._build_estimator().to(old.wide)
+        self.uncertainty_estimator.temperature = old.temperature
+
+    def _build_estimator(self) -> UncertaintyEstimator:
+        sigmas = self.loss_energy.sigmas
+        known = {} if sigmas is None else dict(sigmas=sigmas)
+        return UncertaintyEstimator(**{**known, **self._uncertainty_cfg})
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any
+    ) -> None:
+        # A measured spread shapes the noise, which is no part of the state.
+        spread = state_dict.get(f'{prefix}loss_energy.spread')
+        if (
+            spread is not None
+            and self.loss_energy.spread is not None
+            and spread.isfinite().all()  # a training that never began has NaN
+        ):
+            self.set_spread(spread)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ---------------------------------------------- maps -> pooling -> head
 
@@ -149,12 +198,29 @@ class EnergyModel(BaseModule):
         """Prepare feature maps for all later calls on this batch.
 
         Args:
-            maps: (N, C, H_l, W_l) of each level.
+            maps: (N, C, H_l, W_l) of each level; with a neck, C may differ.
             image_sizes: Height and width of each image inside its padding.
 
         Raises:
             ValueError: If levels are missing or have other channels.
         """
+        return self._pyramid_of(self._levels_from(maps), image_sizes)
+
+    def _levels_from(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Maps (N, C, H_l, W_l) to pool from, of the levels with a stride."""
+        maps = maps[: len(self.featmap_strides)]
+        if self.neck is None:
+            return maps
+        # As for the pyramid; this alone would switch gradients on.
+        learns = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):
+            return self.neck(maps)
+
+    def _pyramid_of(
+        self,
+        maps: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]] | None,
+    ) -> FeaturePyramid:
         channels = self.head.in_shape[0]
         if maps and maps[0].shape[1] != channels:
             raise ValueError(
@@ -249,8 +315,8 @@ class EnergyModel(BaseModule):
         gradients, however the objects are spread.
 
         Args:
-            maps: (N, C, H_l, W_l) of each level. Their gradients are computed
-                only if they require them.
+            maps: (N, C, H_l, W_l) of each level; with a neck, C may differ.
+                Their gradients are computed only if they require them.
             gt_boxes: (K_i, 4) corners of each image.
             gt_labels: (K_i,) int64 of each image.
             image_sizes: Height and width of each image inside its padding.
@@ -264,6 +330,7 @@ class EnergyModel(BaseModule):
         weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
         # Objects per process, a fraction where there are few.
         num_objects = reduce_mean(weight.sum()).clamp(min=1 / get_world_size())
+        maps = self._levels_from(maps)
         batch = (maps, image_sizes, boxes, weight, num_objects)
         if self._trains_in_chunks(maps, boxes):
             loss, info = self._loss_in_chunks(*batch)
@@ -271,7 +338,7 @@ class EnergyModel(BaseModule):
             loss, info = self._loss_of(*batch)
         # Score matching does not depend on what only shifts f. Parameters
         # without any gradient would halt distributed training.
-        unused = sum(p.sum() for p in self.head.parameters() if p.dim() == 1)
+        unused = sum(p.sum() for p in self.parameters() if p.dim() == 1)
         figures = separation(info.truth, info.noise, weight)
         return _of_all_processes(
             loss + 0 * unused, figures, weight.sum() / num_objects
@@ -287,7 +354,7 @@ class EnergyModel(BaseModule):
     ) -> tuple[Tensor, LossInfo]:
         """The loss of boxes, and the log-densities behind it."""
         return self.loss_energy(
-            self.logdensity_fn(self.pyramid(maps, image_sizes), boxes),
+            self.logdensity_fn(self._pyramid_of(maps, image_sizes), boxes),
             torch.zeros_like(boxes.corners),
             weight,
             num_objects if self.loss_energy.reduction == 'mean' else None,
@@ -326,13 +393,10 @@ class EnergyModel(BaseModule):
         num_objects: Tensor,
     ) -> tuple[Tensor, LossInfo]:
         """The same, with the memory of some objects at a time."""
-        maps = maps[: len(self.featmap_strides)]
         size = CANDIDATES_PER_CHUNK // self.loss_energy.method.num_candidates
         # Maps that are pooled where they lie go together. Others go image by
-        # image: each needs a copy, or gradients of its size.
-        together = FeaturePyramid.is_in_place(maps) and not any(
-            m.requires_grad for m in maps
-        )
+        # image: each needs a copy.
+        together = FeaturePyramid.is_in_place(maps)
 
         def loss_of_chunk(
             images: slice, rows: slice, maps: Sequence[Tensor]
@@ -346,17 +410,23 @@ class EnergyModel(BaseModule):
             list(chunks_of(boxes.counts, max(1, size), together)),
             loss_of_chunk,
             maps,
-            list(self.parameters()),
+            # The neck's get their gradients through the maps.
+            [
+                parameter
+                for name, parameter in self.named_parameters()
+                if not name.startswith('neck.')
+            ],
         )
 
     # ----------------------------------------------------------- refinement
 
     def refine(self, pyramid: FeaturePyramid, boxes: Boxes) -> RefinedBoxes:
-        """Move boxes uphill on f.
+        """Move boxes uphill on their density.
 
         Args:
             pyramid: From :meth:`pyramid`; boxes are clipped to its images.
-            boxes: Detections; each is the reference of its own ascent.
+            boxes: The detector's boxes. Each is where its ascent starts, its
+                reference and the centre of its prior.
         """
         with torch.inference_mode(False):
             # Clones of what may be inference tensors, which autograd refuses.
@@ -367,12 +437,23 @@ class EnergyModel(BaseModule):
                 boxes.counts,
             )
             moves = self._is_refinable(boxes.corners)[:, None]
-            f = self.corner_logdensity_fn(
-                pyramid, boxes, self._inference_head()
+            density = self.density.of_corners(
+                self.corner_logdensity_fn(
+                    pyramid, boxes, self._inference_head()
+                ),
+                boxes.corners,
             )
-            result = self.ascent(
+            ascent = self.ascent
+            if isinstance(ascent, BoxAscent):
+                ascent = replace(
+                    ascent,
+                    step_length=self.density.step_length(ascent.step_length),
+                )
+            result = ascent(
                 # A box that must not move gets no gradient.
-                lambda c: f(torch.where(moves[..., None], c, c.detach())),
+                lambda c: density(
+                    torch.where(moves[..., None], c, c.detach())
+                ),
                 boxes.corners,
             )
             corners = torch.where(moves, result.y[:, 0], boxes.corners)
@@ -390,23 +471,94 @@ class EnergyModel(BaseModule):
     # ------------------------------------------------ what it knows of a box
 
     def uncertainty(
-        self, pyramid: FeaturePyramid, boxes: Boxes
+        self,
+        pyramid: FeaturePyramid,
+        boxes: Boxes,
+        centres: Tensor | None = None,
     ) -> BoxUncertainty:
-        """How sure f is of boxes; unknown (NaN) for those it cannot refine.
+        """How sure the density is of boxes; NaN for those it cannot refine.
 
         Args:
             pyramid: From :meth:`pyramid`.
             boxes: Boxes, refined ones for example.
+            centres: (R, 4) the detector's boxes, if others.
         """
         estimator = self.uncertainty_estimator
+        centres = boxes.corners if centres is None else centres
+        size = estimator.rows_per_chunk
         with torch.inference_mode(False), torch.no_grad():
             parts = [
-                estimator(self.logdensity_fn(pyramid, part), part.corners)
-                for part in boxes.chunks(estimator.rows_per_chunk)
+                estimator(self.density_fn(pyramid, part, centre), part.corners)
+                for part, centre in zip(
+                    boxes.chunks(size), centres.clone().split(size)
+                )
             ]
         return BoxUncertainty.cat(parts).masked(
             self._is_refinable(boxes.corners)
         )
+
+    def density_fn(
+        self, pyramid: FeaturePyramid, reference: Boxes, centres: Tensor
+    ) -> LogDensityFn:
+        """log p around reference boxes, up to a constant.
+
+        Args:
+            pyramid: From :meth:`pyramid`.
+            reference: R boxes.
+            centres: (R, 4) the detector's boxes.
+
+        Returns:
+            t (R, S, 4), relative to the reference, -> log p (R, S).
+        """
+        density = self.density.of_corners(
+            self.corner_logdensity_fn(pyramid, reference), centres
+        )
+
+        def relative_logdensity(relative: Tensor) -> Tensor:
+            corners = reference.corners[:, None].to(relative.dtype)
+            return density(relative_to_boxes(relative, corners))
+
+        return relative_logdensity
+
+    @torch.no_grad()
+    def expected_quality(
+        self, pyramid: FeaturePyramid, boxes: Boxes, centres: Tensor
+    ) -> Tensor:
+        """Expected share of COCO's ten IoU thresholds that boxes pass.
+
+        See :func:`mmdet_ebm.core.expected_quality`; the density is taken as
+        a Gaussian with the curvature that it has around each box.
+
+        Args:
+            pyramid: From :meth:`pyramid`.
+            boxes: R placed boxes.
+            centres: (R, 4) the detector's boxes.
+
+        Returns:
+            (R,) between 0 and 1.
+        """
+        head = self._inference_head()
+        parts = []
+        for part, centre in zip(
+            boxes.chunks(BOXES_PER_CHUNK // 8),
+            centres.clone().split(BOXES_PER_CHUNK // 8),
+        ):
+            density = self.density.of_corners(
+                self.corner_logdensity_fn(pyramid, part, head), centre
+            )
+            corners = part.corners[:, None]
+            parts.append(
+                expected_quality(
+                    curvature_std(
+                        lambda t, c=corners, p=density: p(
+                            relative_to_boxes(t, c)
+                        ),
+                        torch.zeros_like(part.corners),
+                        self.density.reach,
+                    )
+                )
+            )
+        return torch.cat(parts)
 
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]
@@ -425,6 +577,25 @@ class EnergyModel(BaseModule):
             self.head, weights, (pooled.to(dtype), labels)
         )
 
+    def _require_fitting_neck(self) -> None:
+        if self.neck is None:
+            return
+        levels = len(self.neck.in_channels)
+        if levels != len(self.featmap_strides):
+            raise ValueError(
+                f'the neck takes {levels} maps (in_channels='
+                f'{self.neck.in_channels}) and there are '
+                f'{len(self.featmap_strides)} featmap_strides '
+                f'{self.featmap_strides}; name as many'
+            )
+        if self.head.in_shape[0] != self.neck.out_channels:
+            raise ValueError(
+                f'the neck gives {self.neck.out_channels} channels and '
+                'model.energy_model.head.in_channels is '
+                f'{self.head.in_shape[0]}. Set it to the same number, or '
+                'leave it out'
+            )
+
     def _require_curvature(self) -> None:
         """Refuse a head that lacks what loss or uncertainty differentiate."""
         wanted = []
@@ -439,6 +610,18 @@ class EnergyModel(BaseModule):
                 'lost in its kinks. Choose a smooth activation: '
                 "model.energy_model.head.act_cfg=dict(type='SiLU')"
             )
+
+
+def _built_density(density: str | dict | None) -> BoxDensity:
+    if density == 'fitted':
+        return BoxDensity(**CAUTIOUS)
+    if density is None:
+        return FixedBoxDensity()
+    if isinstance(density, str):
+        raise ValueError(
+            f"density must be 'fitted', None or numbers, got {density!r}"
+        )
+    return FixedBoxDensity(**density)
 
 
 def _of_all_processes(

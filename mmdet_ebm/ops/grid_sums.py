@@ -31,6 +31,10 @@ Taps = tuple[Tensor, Tensor]
 _TAPS_PER_CHUNK = 1 << 21
 # The same for the values of a chunk; larger ones would get fresh memory.
 _OUTPUTS_PER_CHUNK = 1 << 21
+# Grids that are added to a map together, where they lie near each other, and
+# the cells that they may reach then in any case.
+_GRIDS_PER_BLOCK = 64
+_CELLS_PER_BLOCK = 1 << 10
 # The same for the values that a box gradient multiplies and sums up.
 _VALUES_PER_CHUNK = 1 << 19
 
@@ -243,6 +247,11 @@ def _chunks(
         else:
             extents.append(torch.full_like(sizes, rule.fixed_taps))
     spans = torch.stack(extents, 1)
+    if layout.table is None and 0 < num_grids <= most:
+        rows, cols = spans.amax(0).tolist()
+        if num_grids * num_values * rows * cols <= _TAPS_PER_CHUNK:
+            yield slice(0, num_grids), 0, (rows, cols)
+            return
     order = spans.prod(1).argsort(stable=True)
     ends = [num_grids]
     if layout.table is not None:
@@ -362,26 +371,86 @@ def _edge_gradients_of_part(
     return grads
 
 
-def _scatter_sorted(
-    table: Tensor, values: Tensor, index: Tensor, weights: Tensor
-) -> None:
-    """Add ``weights[b, n] * values[b]`` to row ``index[b, n]`` of the table.
+def _blocks(layout: GridLayout, num_grids: int) -> Iterator[slice]:
+    """Grids of one map that follow each other, some at a time."""
+    table = layout.base if layout.table is None else layout.table
+    differs = (layout.base.diff() != 0) | (table.diff() != 0)
+    ends = [*(differs.nonzero()[:, 0] + 1).tolist(), num_grids]
+    start = 0
+    for end in ends:
+        for first in range(start, end, _GRIDS_PER_BLOCK):
+            yield slice(first, min(first + _GRIDS_PER_BLOCK, end))
+        start = end
 
-    The taps are sorted by row, so that each row is a bag of values: gathering
-    is far faster than adding to scattered rows. Needs to know how many rows
-    there are, which is free on a CPU.
+
+def _axis_weights(
+    edges: Tensor, sizes: Tensor, rule: Rule
+) -> tuple[Tensor, int, int]:
+    """A rule as matrices over the cells that some grids of a map reach.
+
+    Returns:
+        Weights (K, Q, n) of n cells, the first cell, and how many of them a
+        single grid reaches at most.
     """
-    bag = index.shape[1]
-    rows, order = index.flatten().sort(stable=True)  # radix sort
-    rows, counts = rows.unique_consecutive(return_counts=True)
-    sums = F.embedding_bag(
-        order.div(bag, rounding_mode='floor'),
-        values,
-        counts.cumsum(0) - counts,
-        mode='sum',
-        per_sample_weights=weights.flatten()[order],
+    taps = rule.fixed_taps
+    if rule.is_mean:
+        first, last = _extent(edges, sizes)
+        taps = int((last - first).max()) + 1
+    cells, weights = rule.taps(edges, sizes, max(1, taps))
+    size = (sizes + rule.extra)[:, None, None]
+    weights = torch.where((cells >= 0) & (cells < size), weights, 0)
+    cells = cells.clamp(min=0).minimum(size - 1)
+    lowest, highest = cells.flatten(1).aminmax(dim=1)
+    start = int(lowest.min())
+    matrix = weights.new_zeros(
+        *weights.shape[:2], int(highest.max()) - start + 1
+    ).scatter_add_(2, cells - start, weights)
+    return matrix, start, int((highest - lowest).max()) + 1
+
+
+def _scatter_block(
+    table: Tensor,
+    values: Tensor,
+    y: Tensor,
+    x: Tensor,
+    layout: GridLayout,
+    rules: tuple[Rule, Rule],
+) -> None:
+    """Add grids (K, P, Q, C) of one map to the cells of its table.
+
+    As the weights are products of one along y and one along x, so is the sum:
+    two matrix products over the cells that the grids reach together, the
+    second of which adds up the grids. Candidates of an object lie on the same
+    cells; grids apart from each other are divided.
+    """
+    along_y, top, rows = _axis_weights(y, layout.height, rules[0])
+    along_x, left, cols = _axis_weights(x, layout.width, rules[1])
+    grids, _, num_cols, channels = values.shape
+    height, width = along_y.shape[2], along_x.shape[2]
+    if grids > 1 and (
+        height * width > 4 * rows * cols + _CELLS_PER_BLOCK
+        or grids * num_cols * height * channels > _OUTPUTS_PER_CHUNK
+    ):
+        for half in (slice(0, grids // 2), slice(grids // 2, grids)):
+            _scatter_block(
+                table, values[half], y[half], x[half], layout[half], rules
+            )
+        return
+    # (K, Q, height, C), and then (width, height, C).
+    partial = torch.matmul(
+        along_y.to(values.dtype).transpose(1, 2)[:, None],
+        values.transpose(1, 2),
     )
-    table.index_add_(0, rows, sums)
+    total = along_x.to(values.dtype).flatten(0, 1).t() @ partial.view(
+        grids * num_cols, height * channels
+    )
+    stride = int(layout.stride[0])
+    start = int(layout.base[0]) + top * stride + left
+    table.as_strided(
+        (width, height, channels),
+        (channels, stride * channels, 1),
+        start * channels,
+    ).add_(total.view(width, height, channels))
 
 
 class GridSum(Function):
@@ -412,7 +481,9 @@ class GridSum(Function):
                 mode='sum',
                 per_sample_weights=weights.to(first.dtype),
             ).view(-1, *shape[1:])
-            if isinstance(grids, slice):
+            if isinstance(grids, slice) and len(values) == len(out):
+                out = values
+            elif isinstance(grids, slice):
                 out[grids] = values
             else:
                 out.index_copy_(0, grids, values)
@@ -455,15 +526,24 @@ class GridScatter(Function):
         ctx.layout, ctx.rules = layout, rules
         channels = values.shape[-1]
         tables = [values.new_zeros(rows, channels) for rows in layout.num_rows]
+        if values.device.type == 'cpu':
+            for block in _blocks(layout, len(values)):
+                table = 0 if layout.table is None else layout.table[block][0]
+                _scatter_block(
+                    tables[int(table)],
+                    values[block],
+                    y[block],
+                    x[block],
+                    layout[block],
+                    rules,
+                )
+            return tuple(tables)
         for grids, table, taps in _chunks(y, x, layout, rules, channels):
             index, weights = _bags(
                 y[grids], x[grids], layout[grids], rules, taps
             )
             flat = values[grids].reshape(-1, channels)
             weights = weights.to(values.dtype)
-            if values.device.type == 'cpu':
-                _scatter_sorted(tables[table], flat, index, weights)
-                continue
             # One tap of every bag at a time bounds the memory by the output's.
             for tap in range(index.shape[1]):
                 tables[table].index_add_(

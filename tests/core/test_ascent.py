@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmdet_ebm.core import (
-    decayed_steps,
     gradient_ascent,
     secant_steps,
     stopping_ascent,
@@ -91,23 +90,53 @@ def test_secant_steps_change_by_a_bounded_factor(length, factor):
     assert seen[2] == pytest.approx(start - factor * length * start)
 
 
-def test_secant_steps_do_not_grow_after_a_refused_move():
-    """x overshoots; y, whose curvature calls for more, has to wait."""
-    step = torch.tensor([[[1.0, 1.0]]])
-    move = torch.tensor([[[1.0, 1.0]]])
-    change = torch.tensor([[[-2.0, -0.1]]])
-    for kept, expected in ((True, [0.5, 2.0]), (False, [0.5, 1.0])):
-        lengths = secant_steps(step, move, change, torch.tensor([[kept]]), 0.5)
+def test_every_secant_step_shrinks_after_a_refused_move():
+    """x overshoots; y and z, whose curvature calls for more, have to wait."""
+    step = torch.ones(1, 1, 4)
+    move = torch.ones(1, 1, 4)
+    change = torch.tensor([[[-2.0, -1.0, -0.1, -9.0]]])
+    for kept, decay, expected in (
+        (True, 0.5, [0.5, 1.0, 2.0, 0.25]),
+        (False, 0.5, [0.5, 0.5, 0.5, 0.25]),
+        (False, 0.75, [0.5, 0.75, 0.75, 0.25]),
+        (False, 0.125, [0.125] * 4),
+    ):
+        lengths = secant_steps(
+            step, move, change, torch.tensor([[kept]]), decay
+        )
         assert lengths[0, 0].tolist() == expected
 
 
-def test_secant_steps_without_curvature_follow_the_published_rule():
+@pytest.mark.parametrize('rule', ['decay', 'secant'])
+def test_no_candidate_stays_where_it_can_climb(rule):
+    """On mixtures of narrow Gaussians, with a first step far too long."""
+    source = generator()
+    means = torch.randn(400, 8, 4, generator=source)
+    widths = 0.3 + torch.rand(400, 8, generator=source)
+    heights = 30 * torch.rand(400, 8, generator=source)
+
+    def logdensity(y):
+        squares = (y[:, :, None] - means[:, None]).square().sum(-1)
+        bumps = heights[:, None] * (-squares / widths[:, None].square()).exp()
+        return bumps.sum(-1)
+
+    init = torch.randn(400, 1, 4, generator=source, requires_grad=True)
+    (grad,) = torch.autograd.grad(logdensity(init).sum(), init)
+    can_climb = grad[:, 0].norm(dim=-1) > 0.01
+    assert can_climb.sum() > 380
+    result = gradient_ascent(
+        logdensity, init, (0.5,) * 4, num_steps=30, step_rule=rule
+    )
+    assert (result.info.num_accepted[can_climb] > 0).all()
+    assert (result.y != init)[can_climb].any(-1).all()
+
+
+def test_secant_steps_double_where_no_maximum_is_in_sight():
     step, move = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
     change = torch.tensor([[[0.0, 3.0], [torch.nan, 0.0]]])
     kept = torch.tensor([[True, False]])
     lengths = secant_steps(step, move, change, kept, 0.5)
-    assert lengths.tolist() == [[[1, 1], [0.5, 0.5]]]
-    assert torch.equal(lengths, decayed_steps(step, move, change, kept, 0.5))
+    assert lengths.tolist() == [[[2, 2], [0.5, 0.5]]]
 
 
 def test_four_secant_steps_climb_as_far_as_ten_decayed_ones():

@@ -135,11 +135,11 @@ def test_a_step_is_that_of_its_chunks_one_after_the_other(
     method, channels_last, unfrozen, two_objects
 ):
     """Loss and gradients, in the maps too. Images go one by one where maps
-    need a copy, or gradients."""
+    need a copy."""
     model = two_objects(of_method(method, reduction='sum').double())
     batch = objects(torch.float64, channels_last, unfrozen)
-    together = channels_last and not unfrozen
-    assert_equals_its_chunks(model, TOGETHER if together else BY_IMAGE, *batch)
+    rows = TOGETHER if channels_last else BY_IMAGE
+    assert_equals_its_chunks(model, rows, *batch)
 
 
 def test_the_mean_is_that_over_the_whole_batch(two_objects):

@@ -38,7 +38,9 @@ def look(model, detection=DETECTION, stages=None, **options):
 def test_the_path_leads_from_the_initial_to_the_refined_box(model):
     energy, one, _ = look(model)
     torch.testing.assert_close(energy.corners[:1], one.initial_bboxes)
-    torch.testing.assert_close(energy.corners[-1:], one.bboxes)
+    torch.testing.assert_close(
+        energy.corners[-1:], one.bboxes, rtol=1e-5, atol=1e-4
+    )
     assert len(energy.path) == 7 and (energy.path[-1] == 0).all()
     assert energy.path[0].abs().max() > 1e-3
     # Steps that do not rise are not taken.

@@ -11,8 +11,8 @@ from ..small_models import ROOT
 from .test_pipeline import holds, shrunk_config, state
 
 STAGES = {
-    'atss': {'plain', 'energy NMS', 'ascent', 'both'},
-    'dino': {'plain', 'ascent'},  # no NMS to order
+    'atss': {'plain', 'energy NMS', 'ascent', 'both', 'refined'},
+    'dino': {'plain', 'ascent', 'refined'},  # no NMS to order
 }
 
 

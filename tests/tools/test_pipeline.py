@@ -328,6 +328,7 @@ def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
         'ascent',
         'both',
         'control',
+        'refined',
         'published schedule',
         'bfloat16',
     }

@@ -1,6 +1,7 @@
 """Checks that the methods share."""
 
 import math
+from typing import Any
 
 
 def positive_int(name: str, value: int) -> int:
@@ -12,8 +13,8 @@ def positive_int(name: str, value: int) -> int:
     return value
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """``value``, if it is a finite number above 0."""
-    if not 0 < value < math.inf:
+    if isinstance(value, str) or not 0 < value < math.inf:
         raise ValueError(f'{name} must be positive, got {value!r}')
     return value

@@ -11,6 +11,8 @@ Source: "How to Train Your Energy-Based Model for Regression", BMVC 2020,
 arXiv 2005.01698, sections 2.5 (SM) and 2.6 (DSM).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,7 @@ class DSM(nn.Module):
               \qquad y_m \sim \mathcal{N}(y, \sigma^2 I)
 
     Args:
-        sigma: Width of the noise.
+        sigma: Width of the noise, one number or one for each dimension.
         num_samples: M, samples per instance.
 
     Raises:
@@ -71,10 +73,18 @@ class DSM(nn.Module):
     """
 
     needs_curvature = False
+    sigma: Tensor
 
-    def __init__(self, sigma: float, num_samples: int) -> None:
+    def __init__(
+        self, sigma: float | Sequence[float], num_samples: int
+    ) -> None:
         super().__init__()
-        self.sigma = positive('sigma', sigma)
+        widths = sigma if isinstance(sigma, (list, tuple)) else [sigma]
+        self.register_buffer(
+            'sigma',
+            torch.tensor([positive('sigma', width) for width in widths]),
+            persistent=False,
+        )
         self.num_samples = positive_int('num_samples', num_samples)
         self.num_candidates = num_samples
 
@@ -89,7 +99,8 @@ class DSM(nn.Module):
         ``logdensity_fn`` must be differentiable in y.
         """
         n, dim = targets.shape
-        offsets = self.sigma * draw(
+        sigma = self.sigma.to(targets.dtype)
+        offsets = sigma * draw(
             torch.randn,
             (n, self.num_samples, dim),
             generator,
@@ -99,12 +110,12 @@ class DSM(nn.Module):
         values, gradient, _ = _gradient(
             logdensity_fn, targets[:, None] + offsets
         )
-        residual = gradient + offsets / self.sigma**2
+        residual = gradient + offsets / sigma**2
         losses = residual.square().sum(-1).mean(1)
         return losses, LossInfo(logdensity_at(logdensity_fn, targets), values)
 
     def extra_repr(self) -> str:
-        return f'sigma={self.sigma}, num_samples={self.num_samples}'
+        return f'sigma={self.sigma.tolist()}, num_samples={self.num_samples}'
 
 
 def _gradient(

@@ -1,5 +1,6 @@
 """Any mmdet detector with an energy model behind it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, InstanceList, OptConfigType, OptMultiConfig
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...core import FixedBoxDensity
 from ...ops import FeaturePyramid
 from .box_sources import BOX_SOURCES, source_for
 from .checkpoint_keys import rename_old_keys
@@ -64,10 +67,9 @@ class EnergyDetector(BaseDetector):
         detector: Config of any detector of mmdet.
         energy_model: Config of an ``EnergyModel``. What it leaves out is read
             from the detector: number of classes, channels and strides of the
-            levels (those with strides up to 32).
-        refinement: Stages at test time, see :class:`Refinement`;
-            ``energy_nms`` is on by default where the detector has an NMS that
-            log-densities can order.
+            levels (those with strides up to 32). With a ``neck``, stages of
+            the backbone come before a first level coarser than stride 4.
+        refinement: Stages at test time, see :class:`Refinement`.
         features: Where the energy model's maps come from: 'neck', or the
             'encoder' of a transformer.
         box_source: Config of a ``BoxSource``; by default the newest registered
@@ -109,14 +111,10 @@ class EnergyDetector(BaseDetector):
             )
         self.recorder = FeatureRecorder(self.detector, features)
         self.energy_model = self._build_energy_model(energy_model)
-        self.refinement = Refinement(
-            **{
-                'energy_nms': self.box_source.can_be_ordered,
-                **(refinement or {}),
-            }
-        )
+        self.refinement = Refinement(**(refinement or {}))
         self._require_candidates()
         self.freeze_detector = freeze_detector
+        self._said = False
         if freeze_detector:
             self.detector.requires_grad_(False)
         self._register_load_state_dict_pre_hook(rename_old_keys)
@@ -127,30 +125,21 @@ class EnergyDetector(BaseDetector):
         """The energy model; what its config leaves out is the detector's."""
         cfg = {'type': 'EnergyModel', **cfg}
         head = {'type': 'EnergyHead', **(cfg.get('head') or {})}
-        found = dict(self.box_source.levels or {})
-        if not found and not (
-            'in_channels' in head and 'featmap_strides' in cfg
-        ):
-            found = self.recorder.measure()
-        if found:
-            strides = found['featmap_strides']
-            coarsest = max(_COARSEST_STRIDE, strides[0])
-            found['featmap_strides'] = tuple(
-                stride for stride in strides if stride <= coarsest
-            )
-            wanted = tuple(cfg.get('featmap_strides', strides))
-            if wanted != strides[: len(wanted)]:
-                raise ValueError(
-                    f"the detector's levels have strides {strides} and "
-                    f'model.energy_model.featmap_strides is {wanted}. Leave '
-                    'it out to take all of them, or name the first ones'
-                )
+        channels = None
+        if cfg.get('neck') is not None:
+            found = {}
+            cfg.update(self._levels_for_neck(cfg))
+        else:
+            found = self._levels_to_pool(cfg, head)
+            channels = found.pop('in_channels', None)
         for name, ours in (
             ('num_classes', self.box_source.num_classes),
-            ('in_channels', found.pop('in_channels', None)),
+            ('in_channels', channels),
         ):
-            given = head.setdefault(name, ours)
-            if given is None:
+            given = head.get(name, ours)
+            if given is not None:
+                head[name] = given
+            elif name != 'in_channels' or cfg.get('neck') is None:
                 raise ValueError(
                     f'{type(self.detector).__name__} has no box head that '
                     f'tells its {name}. If it predicts boxes, set '
@@ -163,6 +152,66 @@ class EnergyDetector(BaseDetector):
                     'the same number, or leave it out'
                 )
         return MODELS.build({**found, **cfg, 'head': head})
+
+    def _levels_to_pool(self, cfg: dict, head: dict) -> dict:
+        """``in_channels``, ``featmap_strides`` and perhaps ``finest_scale``
+        of the detector's own maps; nothing if all is set."""
+        found = dict(self.box_source.levels or {})
+        if not found:
+            if 'in_channels' in head and 'featmap_strides' in cfg:
+                return {}
+            levels = [x for x in self.recorder.measure() if x.stage is None]
+            channels = [level.channels for level in levels]
+            if len(set(channels)) != 1:
+                raise ValueError(
+                    'the energy model pools from levels of equal channels, '
+                    f'and those of {type(self.detector).__name__} have '
+                    f'{channels}. Give it a pyramid of its own: '
+                    "model.energy_model.neck=dict(type='EnergyNeck')"
+                )
+            self.recorder.levels = levels  # by rising stride
+            found = dict(
+                in_channels=channels[0],
+                featmap_strides=tuple(level.stride for level in levels),
+            )
+        strides = found['featmap_strides']
+        wanted = tuple(cfg.get('featmap_strides', strides))
+        if wanted != strides[: len(wanted)]:
+            raise ValueError(
+                f"the detector's levels have strides {strides} and "
+                f'model.energy_model.featmap_strides is {wanted}. Leave '
+                'it out to take all of them, or name the first ones'
+            )
+        found['featmap_strides'] = _not_too_coarse(strides)
+        return found
+
+    def _levels_for_neck(self, cfg: dict) -> dict:
+        """``neck`` and ``featmap_strides`` of a pyramid on the detector's
+        maps, which are recorded from now on."""
+        neck = {'type': 'EnergyNeck', **cfg['neck']}
+        if 'in_channels' in neck and 'featmap_strides' in cfg:
+            return dict(neck=neck)  # and the maps as the detector gives them
+        # The first of a stride, if there are several.
+        found = {x.stride: x for x in reversed(self.recorder.measure())}
+        strides = tuple(sorted(found))
+        wanted = tuple(cfg.get('featmap_strides', _not_too_coarse(strides)))
+        if not wanted or wanted != tuple(sorted(set(wanted) & set(strides))):
+            raise ValueError(
+                f'the maps of {type(self.detector).__name__} have strides '
+                f'{strides} and model.energy_model.featmap_strides is '
+                f'{wanted}. Leave it out, or name some of them, rising'
+            )
+        levels = [found[stride] for stride in wanted]
+        channels = tuple(level.channels for level in levels)
+        given = tuple(neck.setdefault('in_channels', channels))
+        if given != channels:
+            raise ValueError(
+                f'the maps of strides {wanted} have {channels} channels and '
+                f'model.energy_model.neck.in_channels is {given}. Leave it '
+                'out'
+            )
+        self.recorder.levels = levels
+        return dict(neck=neck, featmap_strides=wanted)
 
     def _require_candidates(self) -> None:
         if self.refinement.energy_nms and not self.box_source.can_be_ordered:
@@ -238,6 +287,7 @@ class EnergyDetector(BaseDetector):
             return self.detector.predict(
                 batch_inputs, batch_data_samples, rescale
             )
+        self._say_if_not_fitted()
         found = self.detect(batch_inputs, batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.box_source.add_masks(
@@ -252,6 +302,21 @@ class EnergyDetector(BaseDetector):
             sample.set_field(instances, 'plain_instances', dtype=InstanceData)
         return samples
 
+    def _say_if_not_fitted(self) -> None:
+        density = self.energy_model.density
+        if density.fitted or isinstance(density, FixedBoxDensity):
+            return
+        if not self._said:
+            print_log(
+                'The density of this energy model was never fitted: boxes '
+                'move cautiously. tools/fit_density.py fits it on held-out '
+                'images; training does so by itself where there is a val '
+                'split.',
+                'current',
+                logging.WARNING,
+            )
+        self._said = True
+
     def detect(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> Detected:
@@ -263,7 +328,8 @@ class EnergyDetector(BaseDetector):
         """
         stages, source = self.refinement, self.box_source
         self._require_candidates()
-        find = source.candidates if stages.energy_nms else source.detections
+        before_nms = stages.needs_candidates and source.can_be_ordered
+        find = source.candidates if before_nms else source.detections
         with self.recorder.recording() as record:
             found = find(batch_inputs, batch_data_samples)
         pyramid = self.energy_model.pyramid(
@@ -271,7 +337,11 @@ class EnergyDetector(BaseDetector):
             _image_sizes([sample.metainfo for sample in batch_data_samples]),
         )
         instances, plain = refine_detections(
-            self.energy_model, stages, pyramid, found, source.test_cfg
+            self.energy_model,
+            stages,
+            pyramid,
+            found,
+            source.test_cfg if before_nms else None,
         )
         return Detected(instances, plain, pyramid, record.neck_maps)
 
@@ -298,6 +368,11 @@ def _quick_layout(batch_inputs: Tensor) -> Tensor:
     if batch_inputs.device.type != 'cpu' or batch_inputs.dim() != 4:
         return batch_inputs
     return batch_inputs.contiguous(memory_format=torch.channels_last)
+
+
+def _not_too_coarse(strides: Sequence[int]) -> tuple[int, ...]:
+    coarsest = max(_COARSEST_STRIDE, strides[0])
+    return tuple(stride for stride in strides if stride <= coarsest)
 
 
 def _image_sizes(metas: Sequence[dict]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from ..energy_model import EnergyModel
 from .box_sources import require_plain_nms
 
 # Fields (K, 4) of results whose columns are along x, y, x, y, in pixels.
-PIXEL_FIELDS = ('bboxes', 'initial_bboxes', 'box_std')
+PIXEL_FIELDS = ('bboxes', 'initial_bboxes', 'prior_bboxes', 'box_std')
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,21 @@ class Refinement:
     """Which stages run at test time.
 
     Attributes:
-        energy_nms: Order NMS by log-density rather than by class score.
+        energy_nms: Order NMS by log-density rather than by class score, as
+            published.
+        vote: Start from the mean of a box's cluster, the boxes that NMS would
+            throw away included, weighted by score and overlap. It is also the
+            centre of the prior. Nothing happens where a detector has no
+            class-wise NMS.
         ascent: Move the final boxes uphill.
+        ascent_per_img: Boxes of an image that are moved at most, by class
+            score; -1 for all. The others stay; most detections of an image
+            have scores near zero and decide nothing.
+        rank: Multiply class scores by the expected quality of the boxes, to
+            the power that was fitted.
         nms_pre: Candidates (box and class above the score threshold) of an
-            image that enter the energy-ordered NMS at most, by class score;
-            -1 for all. It bounds time and memory where a detector is unsure of
-            everything.
+            image that enter NMS at most, by class score; -1 for all. It
+            bounds time and memory where a detector is unsure of everything.
         uncertainty: Tell how sure the final boxes are: standard deviations of
             their sides and normalised log-densities.
         uncertainty_per_img: Boxes of an image for which to tell it at most,
@@ -41,8 +50,11 @@ class Refinement:
             ``plain_instances`` of a sample, for a metric to compare with.
     """
 
-    energy_nms: bool = True
+    energy_nms: bool = False
+    vote: bool = False
     ascent: bool = True
+    ascent_per_img: int = 30
+    rank: bool = True
     nms_pre: int = 1000
     uncertainty: bool = False
     uncertainty_per_img: int = 30
@@ -52,6 +64,11 @@ class Refinement:
     def is_on(self) -> bool:
         """Whether any stage runs."""
         return self.energy_nms or self.ascent or self.uncertainty
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether boxes are wanted before NMS."""
+        return self.energy_nms or self.vote
 
 
 def refine_detections(
@@ -68,33 +85,55 @@ def refine_detections(
         stages: Which stages run.
         pyramid: Of the batch's maps.
         detections: For each image ``bboxes`` (K, 4), ``scores`` (K,) and
-            ``labels`` (K,). With the energy NMS on, all candidates above the
-            score threshold, before any NMS.
-        test_cfg: With ``nms`` and, perhaps, ``max_per_img``; needed by the
-            energy NMS.
+            ``labels`` (K,): with ``test_cfg`` all candidates above the score
+            threshold, before any NMS; without it, detections.
+        test_cfg: With ``nms`` and, perhaps, ``max_per_img``.
 
     Returns:
-        New instances with the fields of ``detections`` and ``logdensities``
-        (K,), after an ascent also ``initial_bboxes`` (K, 4), where it
-        started; with ``uncertainty`` also ``box_std`` (K, 4), standard
-        deviations of x1, y1, x2, y2, and ``box_logprobs`` (K,). Scores are
-        class scores. Then, with ``keep_plain``, the detections without any
-        stage.
+        New instances with the fields of ``detections``; with ``vote``
+        ``prior_bboxes`` (K, 4), the means of the clusters; with the energy
+        NMS or an ascent ``logdensities`` (K,), NaN for boxes that no stage
+        looked at; after an ascent also
+        ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
+        ``class_scores`` (K,), the scores before; with ``uncertainty`` also
+        ``box_std`` (K, 4), standard deviations of x1, y1, x2, y2, and
+        ``box_logprobs`` (K,). Then, with ``keep_plain``, the detections
+        without any stage.
 
     Raises:
-        ValueError: If boxes are not of four corners, or the energy NMS is to
-            replace an NMS of another kind.
+        ValueError: If boxes are not of four corners, or the NMS to replace is
+            of another kind.
     """
-    plain = None
+    candidates, plain = detections, None
+    if test_cfg is not None:
+        candidates = [_best(c, stages.nms_pre) for c in detections]
+        if stages.energy_nms:
+            detections = order_by_energy(
+                energy_model, pyramid, candidates, test_cfg
+            )
+        else:
+            detections = [_after_nms(c, test_cfg) for c in candidates]
     if stages.keep_plain:
-        nms_cfg = test_cfg if stages.energy_nms else None
-        plain = [_plain(each, nms_cfg) for each in detections]
-    if stages.energy_nms:
-        detections = order_by_energy(
-            energy_model, pyramid, detections, test_cfg, stages.nms_pre
+        plain = (
+            [_after_nms(c, test_cfg) for c in candidates]
+            if stages.energy_nms
+            else [_copied(d) for d in detections]
         )
+    if stages.vote and test_cfg is not None:
+        threshold = require_plain_nms(test_cfg).iou_threshold
+        detections = [
+            _with_fields(
+                detection,
+                prior_bboxes=voted_boxes(detection, candidate, threshold),
+            )
+            for detection, candidate in zip(detections, candidates)
+        ]
     if stages.ascent:
-        detections = ascend(energy_model, pyramid, detections)
+        detections = ascend(
+            energy_model, pyramid, detections, stages.ascent_per_img
+        )
+    if stages.rank and energy_model.density.quality_power > 0:
+        detections = rank(energy_model, pyramid, detections)
     if stages.uncertainty:
         detections = describe(
             energy_model, pyramid, detections, stages.uncertainty_per_img
@@ -107,7 +146,6 @@ def order_by_energy(
     pyramid: FeaturePyramid,
     candidates: InstanceList,
     test_cfg: ConfigType,
-    nms_pre: int,
 ) -> InstanceList:
     """NMS ordered by log-density, see :func:`energy_nms`.
 
@@ -116,10 +154,8 @@ def order_by_energy(
         pyramid: Of the batch's maps.
         candidates: Boxes, scores and labels of each image.
         test_cfg: With ``nms`` and ``max_per_img``.
-        nms_pre: Candidates of an image at most.
     """
     threshold = require_plain_nms(test_cfg).iou_threshold
-    candidates = [_best(c, nms_pre) for c in candidates]
     boxes = _table(candidates)
     logdensity = energy_model.logdensity(pyramid, boxes)
     results = []
@@ -145,24 +181,101 @@ def order_by_energy(
     return results
 
 
+def voted_boxes(
+    detections: InstanceData,
+    candidates: InstanceData,
+    iou_threshold: float,
+    width: float = 0.05,
+) -> Tensor:
+    r"""Means of the clusters that NMS would throw away.
+
+    A candidate of score s and IoU u with a detection of its class counts with
+    the weight :math:`s \exp(-(1 - u)^2 / \mathrm{width})`.
+
+    Args:
+        detections: K of one image.
+        candidates: R of the same image.
+        iou_threshold: IoU above which a candidate belongs to a cluster.
+        width: See above.
+
+    Returns:
+        (K, 4) corners; a detection without a cluster stays.
+
+    Source: "Bounding Box Regression with Uncertainty for Accurate Object
+    Detection" (variance voting), CVPR 2019, arXiv 1809.08545.
+    """
+    boxes, others = (
+        get_box_tensor(each.bboxes) for each in (detections, candidates)
+    )
+    iou = bbox_overlaps(boxes, others)
+    joined = (iou > iou_threshold) & (
+        detections.labels[:, None] == candidates.labels[None]
+    )
+    weight = candidates.scores * (-((1 - iou).square()) / width).exp()
+    weight = torch.where(joined, weight, 0)
+    total = weight.sum(1, keepdim=True)
+    mean = weight @ others / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.where(total > 0, mean, boxes)
+
+
 def ascend(
     energy_model: EnergyModel,
     pyramid: FeaturePyramid,
     detections: InstanceList,
+    number: int,
 ) -> InstanceList:
-    """Gradient ascent from each box, see ``EnergyModel.refine``."""
-    boxes = _table(detections)
+    """Gradient ascent from boxes, see ``EnergyModel.refine``.
+
+    Args:
+        energy_model: What is asked about boxes.
+        pyramid: Of the batch's maps.
+        detections: Where it starts.
+        number: Boxes of an image, by class score, that are moved; -1 for all
+            of them. Log-densities of the others are those of the energy NMS,
+            or else NaN.
+    """
+    chosen = [_best_rows(each, number) for each in detections]
+    boxes = prior_table([each[rows] for each, rows in zip(detections, chosen)])
     refined = energy_model.refine(pyramid, boxes)
-    pieces = boxes.split(refined.corners, refined.logdensity, boxes.corners)
-    return [
-        _with_fields(
-            detection,
-            bboxes=corners,
-            logdensities=logdensity,
-            initial_bboxes=start,
+    results = []
+    for detection, rows, (corners, logdensity) in zip(
+        detections, chosen, boxes.split(refined.corners, refined.logdensity)
+    ):
+        start = get_box_tensor(detection.bboxes)
+        known = detection.get('logdensities')
+        if known is None:
+            known = logdensity.new_full((len(detection),), torch.nan)
+        results.append(
+            _with_fields(
+                detection,
+                bboxes=start.index_copy(0, rows, corners),
+                logdensities=known.index_copy(0, rows, logdensity),
+                initial_bboxes=start,
+            )
         )
-        for detection, (corners, logdensity, start) in zip(detections, pieces)
-    ]
+    return results
+
+
+def rank(
+    energy_model: EnergyModel,
+    pyramid: FeaturePyramid,
+    detections: InstanceList,
+) -> InstanceList:
+    """Scores with the expected quality of the boxes in them."""
+    boxes = _table(detections)
+    priors = prior_table(detections)
+    quality = energy_model.expected_quality(pyramid, boxes, priors.corners)
+    power = energy_model.density.quality_power
+    results = []
+    for detection, (each,) in zip(detections, boxes.split(quality)):
+        scores = detection.scores * each**power
+        order = scores.argsort(descending=True, stable=True)
+        results.append(
+            _with_fields(
+                detection, scores=scores, class_scores=detection.scores
+            )[order]
+        )
+    return results
 
 
 def describe(
@@ -177,12 +290,13 @@ def describe(
         energy_model: What is asked about boxes.
         pyramid: Of the batch's maps.
         detections: Final boxes.
-        number: Boxes of an image, by class score, that are looked at; -1 for
-            all of them. The others get NaN.
+        number: Boxes of an image, by score, that are looked at; -1 for all of
+            them. The others get NaN.
     """
     chosen = [_best_rows(each, number) for each in detections]
-    boxes = _table([each[rows] for each, rows in zip(detections, chosen)])
-    known = energy_model.uncertainty(pyramid, boxes)
+    looked_at = [each[rows] for each, rows in zip(detections, chosen)]
+    boxes, priors = _table(looked_at), prior_table(looked_at)
+    known = energy_model.uncertainty(pyramid, boxes, priors.corners)
     results = []
     for detection, rows, (std, logprob) in zip(
         detections, chosen, boxes.split(known.std, known.logprob)
@@ -265,20 +379,25 @@ def energy_nms(
     return keep[rank], cluster_scores
 
 
-def _plain(detections: InstanceData, test_cfg: OptConfigType) -> InstanceData:
-    """The detector's own result: its NMS, where it has not run yet."""
-    plain = InstanceData(
-        bboxes=get_box_tensor(detections.bboxes),
-        scores=detections.scores,
-        labels=detections.labels,
-    )
-    if test_cfg is None or len(plain) == 0:
-        return plain
+def _after_nms(candidates: InstanceData, test_cfg: ConfigType) -> InstanceData:
+    """The detector's own result: its NMS of the candidates."""
+    candidates = _copied(candidates)
+    nms_cfg = require_plain_nms(test_cfg)
+    if len(candidates) == 0:
+        return candidates
     _, keep = batched_nms(
-        plain.bboxes, plain.scores, plain.labels, require_plain_nms(test_cfg)
+        candidates.bboxes, candidates.scores, candidates.labels, nms_cfg
     )
     limit = test_cfg.get('max_per_img', -1)
-    return plain[keep if limit < 0 else keep[:limit]]
+    return candidates[keep if limit < 0 else keep[:limit]]
+
+
+def _copied(instances: InstanceData) -> InstanceData:
+    return InstanceData(
+        bboxes=get_box_tensor(instances.bboxes),
+        scores=instances.scores,
+        labels=instances.labels,
+    )
 
 
 def _best(candidates: InstanceData, number: int) -> InstanceData:
@@ -297,6 +416,22 @@ def _best_rows(instances: InstanceData, number: int) -> Tensor:
 def _table(detections: InstanceList) -> Boxes:
     return Boxes.from_images(
         [get_box_tensor(d.bboxes) for d in detections],
+        [d.labels for d in detections],
+    )
+
+
+def prior_table(detections: InstanceList) -> Boxes:
+    """Where the detector's evidence alone puts the boxes.
+
+    These are the means of the clusters if there was a vote, and else the
+    boxes before the ascent.
+    """
+    names = ('prior_bboxes', 'initial_bboxes', 'bboxes')
+    return Boxes.from_images(
+        [
+            get_box_tensor(d[next(name for name in names if name in d)])
+            for d in detections
+        ],
         [d.labels for d in detections],
     )
 

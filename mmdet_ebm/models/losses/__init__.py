@@ -1,6 +1,7 @@
 """Training methods as mmdet losses."""
 
 from .energy_losses import (
+    MEASURED,
     DSMLoss,
     EnergyLoss,
     KLDISLoss,
@@ -13,6 +14,7 @@ from .energy_losses import (
 )
 
 __all__ = [
+    'MEASURED',
     'DSMLoss',
     'EnergyLoss',
     'KLDISLoss',

@@ -66,3 +66,24 @@ def test_parameter_gradients_include_the_hessians():
 def test_invalid_settings_are_refused(arguments):
     with pytest.raises(ValueError, match='sigma|num_samples'):
         DSM(*arguments)
+
+
+def test_dsm_takes_a_width_for_each_dimension():
+    sigma = torch.tensor([0.1, 0.4])
+    method = DSM(sigma.tolist(), 500)
+    targets = torch.zeros(3, 2)
+    offsets = []
+
+    def exact(y):
+        """The log-density of the noise itself: no residual is left."""
+        offsets.append(y.detach())
+        return -(y / sigma).square().sum(-1) / 2
+
+    losses, _ = method(exact, targets)
+    torch.testing.assert_close(losses, torch.zeros(3))
+    torch.testing.assert_close(
+        offsets[0].flatten(0, 1).std(0), sigma, rtol=0.1, atol=0.0
+    )
+    for wrong in ('measured', [0.1, 0.0]):
+        with pytest.raises(ValueError, match='sigma must be positive, got'):
+            DSM(wrong, 8)

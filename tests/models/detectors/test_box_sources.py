@@ -136,7 +136,7 @@ def test_its_candidates_can_be_ordered(registered):
             ]
 
     model = wrapped(plain_cfg('RetinaNet'))
-    assert model.refinement.energy_nms
+    assert model.box_source.can_be_ordered
     assert all(len(result) == 1 for result in results(model, *batch()))
 
 
@@ -196,7 +196,7 @@ def test_a_dense_head_without_a_limit_of_boxes():
     model = wrapped(shipped('yolox/yolox_tiny_8xb8-300e_coco.py'))
     model.box_source.test_cfg.score_thr = 0.9  # hardly any box survives
     assert 'max_per_img' not in model.box_source.test_cfg
-    assert model.refinement.energy_nms
+    assert model.box_source.can_be_ordered
     assert len(results(model, *batch())) == 2
 
 

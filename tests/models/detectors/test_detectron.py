@@ -87,8 +87,12 @@ def test_results_end_where_the_next_pixel_begins(twins, scaled_batch, rescale):
                 our.get(field)[name], their.get(field)[name] + pixel
             )
         for name in ('scores', 'labels', 'logdensities'):
-            assert torch.equal(
-                our.pred_instances[name], their.pred_instances[name]
+            torch.testing.assert_close(
+                our.pred_instances[name],
+                their.pred_instances[name],
+                rtol=0,
+                atol=0,
+                equal_nan=True,
             )
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
 from mmdet_ebm.models import Refinement
@@ -122,7 +123,7 @@ def test_rotated_boxes_are_refused(detector):
 def test_energies_of_the_results_are_those_of_their_boxes(detector):
     """In network-input pixels, for the label of each box."""
     inputs, samples = batch()
-    detector.refinement = Refinement(ascent=False)
+    detector.refinement = Refinement(energy_nms=True, ascent=False)
     found = results(detector, inputs, samples, rescale=False)
     with torch.no_grad():
         pyramid = detector.energy_model.pyramid(
@@ -202,7 +203,9 @@ def test_uncertainty_changes_nothing_else(detector, energy_nms, ascent):
     ):
         assert set(two.keys()) - set(one.keys()) == {'box_std', 'box_logprobs'}
         for name in one.keys():
-            assert torch.equal(one[name], two[name])
+            torch.testing.assert_close(
+                one[name], two[name], rtol=0, atol=0, equal_nan=True
+            )
         # In network-input pixels, smaller boxes than 2 have none.
         sides = (two.bboxes[:, 2:] - two.bboxes[:, :2]) / 2
         assert torch.equal(two.box_std.isfinite().all(1), (sides >= 2).all(1))
@@ -273,3 +276,18 @@ def test_tensor_mode_gives_the_detectors_outputs(detector):
         ours = detector.eval()(inputs, samples, mode='tensor')
         theirs = detector.detector(inputs, samples, mode='tensor')
     assert torch.equal(ours[0][0], theirs[0][0])
+
+
+def test_a_density_that_was_never_fitted_is_said_once(caplog):
+    cfg = energy_model_cfg()
+    cfg.energy_model.density = 'fitted'
+    model = detect_everything(build(cfg)).eval()
+    logger = MMLogger.get_current_instance()
+    logger.setLevel('INFO')  # forgets what it knows of disabled levels
+    logger.addHandler(caplog.handler)
+    inputs, samples = batch()
+    with torch.no_grad():
+        for _ in range(2):
+            model.predict(inputs, copy.deepcopy(samples))
+    logger.removeHandler(caplog.handler)
+    assert caplog.text.count('never fitted') == 1

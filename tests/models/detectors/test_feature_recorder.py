@@ -90,48 +90,169 @@ def test_maps_that_are_not_there_are_refused():
 # ------------------------------------------------------------------ measuring
 
 
+def shown(levels):
+    return [(x.stride, x.channels, x.index, x.stage) for x in levels]
+
+
+def bare(cfg):
+    """A detector of a config that names weights to download."""
+    cfg = copy.deepcopy(cfg)
+    cfg.backbone.init_cfg = None
+    return build(cfg).eval()
+
+
+NECK_64 = [(8 << i, 64, i, None) for i in range(5)]
+
+
 @pytest.mark.parametrize(
-    'family, channels, strides',
+    'family, expected',
     [
-        ('RetinaNet', 64, (8, 16, 32, 64, 128)),
-        ('Deformable DETR', 256, (8, 16, 32, 64)),
-        ('DETR', 256, (32,)),
+        ('RetinaNet', [(4, 4, 0, 'layer1'), *NECK_64]),
+        ('Faster R-CNN', [(4 << i, 8, i, None) for i in range(5)]),
+        (
+            'DETR',
+            [
+                (4, 4, 0, 'layer1'),
+                (8, 8, 0, 'layer2'),
+                (16, 16, 0, 'layer3'),
+                (32, 256, 0, None),
+            ],
+        ),
     ],
 )
-def test_channels_and_strides_are_measured(family, channels, strides):
+def test_levels_are_measured(family, expected):
+    """Those of the neck; in front of them stages that are finer."""
     cfg = plain_cfg(family)
     cfg.backbone.norm_eval = False
     detector = build(cfg).train()
     before = copy.deepcopy(detector.state_dict())
-    found = FeatureRecorder(detector).measure()
-    assert found == dict(in_channels=channels, featmap_strides=strides)
+    assert shown(FeatureRecorder(detector).measure()) == expected
     # The mode and the statistics of normalisations stay.
     assert detector.training
+    assert not any(m._forward_hooks for m in detector.modules())
     after = detector.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# Backbones that give no map of stride 4 by themselves, and those that do.
+BACKBONES = {
+    'MobileNetV2': (dict(out_indices=(2, 4, 6)), (24, 32, 96, 320), 'layer2'),
+    'SwinTransformer': (
+        dict(embed_dims=8, depths=(1,) * 4, num_heads=(1,) * 4)
+        | dict(out_indices=(1, 2, 3)),
+        (8, 16, 32, 64),
+        'stages.0',
+    ),
+    'PyramidVisionTransformer': (
+        dict(embed_dims=8, num_layers=[1] * 4, out_indices=(1, 2, 3)),
+        (8, 16, 40, 64),
+        'layers.0.0',  # its blocks give tokens without their height and width
+    ),
+    'CSPDarknet': (dict(widen_factor=0.125), (16, 32, 64, 128), 'stage1'),
+}
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+def test_backbones_of_every_kind_have_a_stage_of_stride_4(kind):
+    options, channels, stage = BACKBONES[kind]
+    cfg = plain_cfg('RetinaNet')
+    cfg.backbone = dict(type=kind, **options)
+    cfg.neck.update(in_channels=list(channels[1:]), num_outs=3, start_level=0)
+    detector = bare(cfg)
+    recorder = FeatureRecorder(detector)
+    levels = recorder.measure()
+    assert [level.stride for level in levels] == [4, 8, 16, 32]
+    first = levels[0]
+    assert first.channels == channels[0] and first.stage.startswith(stage)
+    recorder.levels = levels[:2]
+    with torch.no_grad():
+        maps = recorder.run(torch.randn(2, 3, 64, 96), [])
+    assert [m.shape for m in maps] == [
+        (2, channels[0], 16, 24),
+        (2, 64, 8, 12),
+    ]
+
+
+def test_recorded_levels_are_what_the_stages_give():
+    detector = detector_of('RetinaNet')
+    recorder = FeatureRecorder(detector)
+    recorder.levels = recorder.measure()[:2]
+    inputs, samples = batch()
+    with torch.no_grad():
+        maps = recorder.run(inputs, samples)
+        x = detector.backbone.maxpool(
+            detector.backbone.norm1(detector.backbone.conv1(inputs)).relu()
+        )
+        expected = [
+            detector.backbone.layer1(x),
+            detector.extract_feat(inputs)[0],
+        ]
+    assert all(map(torch.equal, maps, expected))
+
+
+def test_unequal_channels_and_falling_strides_are_measured():
+    yolo = mmdet_model_cfg('yolo/yolov3_d53_8xb8-320-273e_coco.py')
+    assert shown(FeatureRecorder(bare(yolo)).measure()) == [
+        (4, 128, 0, 'conv_res_block2'),
+        (8, 128, 2, None),
+        (16, 256, 1, None),
+        (32, 512, 0, None),
+    ]
+    # Whose last layers refuse an image of 256 pixels.
+    ssd = mmdet_model_cfg('ssd/ssd300_coco.py')
+    assert shown(FeatureRecorder(bare(ssd)).measure())[:4] == [
+        (4, 256, 0, 'features.15'),
+        (8, 512, 0, None),
+        (16, 1024, 1, None),
+        (32, 512, 2, None),
+    ]
+
+
+class Whole(torch.nn.Module):
+    """A backbone whose only part gives the detector's maps."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+def test_without_a_finer_stage_the_necks_maps_are_all():
+    cfg = plain_cfg('RetinaNet')
+    cfg.backbone.out_indices = (1, 2, 3)
+    cfg.neck.update(in_channels=[8, 16, 32], start_level=0)
+    detector = build(cfg)
+    detector.backbone = Whole(detector.backbone)
+    assert shown(FeatureRecorder(detector).measure()) == NECK_64
 
 
 def test_an_image_of_one_colour_is_measured_so():
     cfg = plain_cfg('RetinaNet')
     cfg.backbone.in_channels = 1
     cfg.data_preprocessor.update(mean=[0.5], std=[1.0], bgr_to_rgb=False)
-    assert FeatureRecorder(build(cfg)).measure()['in_channels'] == 64
+    assert shown(FeatureRecorder(build(cfg)).measure())[1:] == NECK_64
 
 
-def test_levels_of_unequal_channels_are_refused():
+def test_levels_of_unequal_channels_are_refused_without_a_neck():
     cfg = copy.deepcopy(
         mmdet_model_cfg('yolo/yolov3_d53_8xb8-320-273e_coco.py')
     )
     cfg.backbone.init_cfg = None
-    with pytest.raises(ValueError, match='equal channels'):
+    with pytest.raises(ValueError, match='equal channels.*EnergyNeck'):
         wrapped(cfg)
 
 
 def test_levels_that_cannot_be_measured_are_to_be_set():
-    cfg = copy.deepcopy(mmdet_model_cfg('ssd/ssd300_coco.py'))
-    cfg.backbone.init_cfg = None
-    with pytest.raises(ValueError, match='model.energy_model.featmap_strides'):
-        wrapped(cfg)  # not for images of 256 pixels
+    detector = detector_of('RetinaNet')
+
+    def refuse(*_):
+        raise RuntimeError('only 300 pixels')
+
+    detector.extract_feat = refuse
+    with pytest.raises(ValueError, match='300 pixels.*featmap_strides'):
+        FeatureRecorder(detector).measure()
 
 
 def test_levels_can_be_set_by_hand():

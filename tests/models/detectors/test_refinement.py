@@ -1,12 +1,15 @@
 """The stages behind a detector's boxes; energy-ordered NMS against the
 algorithm written as a loop."""
 
+import math
+
 import pytest
 import torch
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
+from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.models import Refinement, energy_nms
 from mmdet_ebm.models.detectors import refine_detections
 
@@ -169,7 +172,7 @@ def found():
 
 
 def stages(**switches):
-    return Refinement(**{**dict(energy_nms=False, ascent=False), **switches})
+    return Refinement(**{**dict(ascent=False, rank=False), **switches})
 
 
 def test_stages_are_off_together():
@@ -215,6 +218,41 @@ def test_the_ascent_moves_boxes_and_tells_where_they_were(
         torch.testing.assert_close(ours.logdensities, f)
         for name in ('scores', 'labels', 'mine'):
             assert torch.equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize('number', [0, 1, 2, -1])
+@pytest.mark.parametrize('energy_nms', [False, True])
+def test_the_best_boxes_of_an_image_are_moved(
+    model, pyramid, found, number, energy_nms
+):
+    """The others stay, with the log-density of the ordering or none."""
+    results, _ = refine_detections(
+        model,
+        stages(energy_nms=energy_nms, ascent=True, ascent_per_img=number),
+        pyramid,
+        found,
+        TEST_CFG,
+    )
+    everything, _ = refine_detections(
+        model,
+        stages(energy_nms=energy_nms, ascent=True, ascent_per_img=-1),
+        pyramid,
+        found,
+        TEST_CFG,
+    )
+    for ours, theirs in zip(results, everything, strict=True):
+        rank = ours.scores.argsort(descending=True).argsort()
+        chosen = rank < (number if number >= 0 else len(rank))
+        torch.testing.assert_close(ours.bboxes[chosen], theirs.bboxes[chosen])
+        torch.testing.assert_close(
+            ours.logdensities[chosen], theirs.logdensities[chosen]
+        )
+        assert torch.equal(ours.initial_bboxes, theirs.initial_bboxes)
+        moved = (ours.bboxes != ours.initial_bboxes).any(1)
+        assert torch.equal(moved, chosen)
+        assert torch.equal(
+            ours.logdensities.isnan(), ~chosen & (not energy_nms)
+        )
 
 
 @pytest.mark.parametrize('number', [0, 1, 2, -1])
@@ -269,9 +307,53 @@ def test_plain_detections_went_through_the_ordinary_nms(model, pyramid):
     assert plain[0].bboxes.tolist() == [[6, 5, 46, 45]]
     assert [len(each) for each in results] == [1, 0] == list(map(len, plain))
     _, plain = refine_detections(
-        model, stages(ascent=True, keep_plain=True), pyramid, pair, TEST_CFG
+        model, stages(ascent=True, keep_plain=True), pyramid, pair
     )
     assert len(plain[0]) == 2  # whose NMS the detector has done
+
+
+def test_votes_are_means_of_the_boxes_that_nms_throws_away(model, pyramid):
+    """Weighted by score and overlap; of the same class only."""
+    found = InstanceData(
+        bboxes=torch.tensor(
+            [[0.0, 0, 40, 40], [2, 0, 42, 40], [2, 0, 42, 40], [60, 0, 80, 9]]
+        ),
+        labels=torch.tensor([1, 1, 2, 1]),
+        scores=torch.tensor([0.6, 0.3, 0.1, 0.2]),
+    )
+    results, _ = refine_detections(
+        model, stages(vote=True), pyramid, [found, found[:0]], TEST_CFG
+    )
+    first = results[0]
+    assert first.labels.tolist() == [1, 1, 2]
+    iou = 38 / 42
+    weight = 0.3 * math.exp(-((1 - iou) ** 2) / 0.05)
+    shift = 2 * weight / (0.6 + weight)
+    torch.testing.assert_close(
+        first.prior_bboxes,
+        torch.tensor(
+            [[shift, 0, 40 + shift, 40], [60, 0, 80, 9], [2, 0, 42, 40]]
+        ),
+    )
+    assert first.bboxes.tolist() == found.bboxes[[0, 3, 2]].tolist()
+    assert len(results[1]) == 0
+
+
+def test_ranking_multiplies_scores_by_quality_and_keeps_class_scores(
+    model, pyramid, found
+):
+    model.density = FixedBoxDensity(quality_power=0.5)
+    plain, _ = refine_detections(model, stages(), pyramid, found)
+    ranked, _ = refine_detections(model, stages(rank=True), pyramid, found)
+    for before, after in zip(plain, ranked):
+        assert sorted(after.class_scores.tolist()) == sorted(
+            before.scores.tolist()
+        )
+        assert (after.scores.diff() <= 0).all()
+        ratio = after.scores / after.class_scores
+        assert (ratio > 0).all() and (ratio < 1).all()
+        # What else a detection carries goes with it.
+        torch.testing.assert_close(after.mine, 10 * after.class_scores)
 
 
 def test_boxes_that_are_not_four_corners_are_refused(model, pyramid, found):

@@ -1,0 +1,60 @@
+"""Fit the density of boxes when a training ends."""
+
+from mmdet.registry import HOOKS
+from mmengine.dist import broadcast, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..apis.checks import unwrapped
+from ..core import FixedBoxDensity
+from ..evaluation.density_fit import fit_model
+from ..models import EnergyDetector
+
+
+@HOOKS.register_module()
+class FitDensityHook(Hook):
+    """Fits an ``EnergyDetector``'s density on the val split.
+
+    It runs before the last checkpoint is written, which so holds the numbers.
+    Without a val split, or for a density whose numbers are in the config,
+    nothing happens. ``tools/fit_density.py`` does the same for a checkpoint.
+    """
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Fit after the last epoch."""
+        if runner.epoch + 1 == runner.max_epochs:
+            self._fit(runner)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Fit after the last iteration, where there are no epochs."""
+        by_iterations = 'Iter' in type(runner.train_loop).__name__
+        if by_iterations and runner.iter + 1 == runner.max_iters:
+            self._fit(runner)
+
+    def _fit(self, runner: Runner) -> None:
+        model = unwrapped(runner.model)
+        if not isinstance(model, EnergyDetector) or isinstance(
+            model.energy_model.density, FixedBoxDensity
+        ):
+            return
+        if runner.val_loop is None:
+            runner.logger.warning(
+                'There is no val split to fit the density of boxes on. It '
+                'stays cautious; tools/fit_density.py fits it later.'
+            )
+            return
+        density = model.energy_model.density
+        if is_main_process():
+            model.eval()
+            try:
+                text = fit_model(model, runner.val_dataloader)
+                runner.logger.info(text)
+            except ValueError as error:
+                runner.logger.warning(f'The density stays cautious: {error}')
+            model.train()
+        # All processes go on with the numbers of the first.
+        state = density.get_extra_state().to(next(model.parameters()).device)
+        broadcast(state)
+        density.set_extra_state(state)

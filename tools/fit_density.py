@@ -1,0 +1,92 @@
+"""Fit how much a checkpoint's energy model and its detector are trusted.
+
+Training does this by itself where there is a val split. This tool does it for
+a checkpoint without it, or again on other images. The fitted numbers go into
+the new checkpoint and are printed.
+
+  python tools/fit_density.py CONFIG CHECKPOINT --out fitted.pth
+"""
+
+import argparse
+import os
+
+# Must come before torch: memory comes in large pages, see docs/speed.md.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
+import torch
+from boltons.fileutils import atomic_save
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from tqdm import tqdm
+
+from mmdet_ebm.apis import build_model, checks
+from mmdet_ebm.core import FixedBoxDensity
+from mmdet_ebm.evaluation.density_fit import fit_model
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config file of the energy model')
+    parser.add_argument('checkpoint', help='its checkpoint file')
+    parser.add_argument('--out', required=True, help='checkpoint to write')
+    parser.add_argument(
+        '--split',
+        choices=['val', 'test'],
+        default='val',
+        help='held-out images, seen neither by the detector nor by the '
+        'energy model (default: val)',
+    )
+    parser.add_argument('--device', help='default: the first GPU, or the CPU')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config entries',
+    )
+    return parser.parse_args()
+
+
+class Progress:
+    """A loader that shows how far each pass is."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader) -> None:
+        self.loader = loader
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(tqdm(self.loader, desc=f'pass {self.passes} of 2'))
+
+
+def main() -> None:
+    args = parse_args()
+    with checks.exit_with_message():
+        cfg = Config.fromfile(args.config)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        model = build_model(cfg, args.checkpoint, args.device)
+        checks.require_energy_model(model)
+        density = model.energy_model.density
+        if isinstance(density, FixedBoxDensity):
+            raise ValueError(
+                'the numbers of the density are in the config '
+                '(model.energy_model.density); leave it out to fit them'
+            )
+        loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
+        print(fit_model(model, Progress(loader)))
+        checkpoint = checks.load_checkpoint_file(args.checkpoint)
+        checkpoint['state_dict'] = {
+            key: value.cpu() for key, value in model.state_dict().items()
+        }
+        with atomic_save(args.out, overwrite_part=True) as file:
+            torch.save(checkpoint, file)
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
