@@ -34,6 +34,9 @@ from .calibration import match_to_truth
 # Widths of q: from the sharpest f to the largest error of a match.
 _SIGMAS = (0.02, 0.05, 0.1, 0.2)
 _SAMPLES = 256
+# Matches that are enough for five numbers; the rest of a large split is not
+# looked at.
+MAX_MATCHES = 4000
 # Exponents of the expected quality that are tried.
 POWERS = (0.0, 0.25, 0.5, 1.0)
 # Where the numbers are looked for, see negative_log_likelihood.
@@ -68,14 +71,14 @@ def match_densities(
     Args:
         model: An ``EnergyDetector`` in eval mode.
         batches: Of a test pipeline's loader; annotations are in
-            original-image pixels.
+            original-image pixels. Reading ends after ``MAX_MATCHES`` matches.
 
     Raises:
         ValueError: If no detection matches an annotation.
     """
     sigmas = torch.tensor(_SIGMAS)[:, None]
     offsets = quasi_random_noise(_SAMPLES, sigmas, 4)
-    parts = []
+    parts, count = [], 0
     # The detector's own boxes are matched.
     with torch.no_grad(), _stages(model, ascent=False):
         for batch in batches:
@@ -99,6 +102,9 @@ def match_densities(
                 f = model.energy_model.logdensity_fn(found.pyramid, part)
                 values = f(points)
                 parts.append((target, values[:, 0], values[:, 1:], weight))
+            count += len(score)
+            if count >= MAX_MATCHES:
+                break
     truth, at_truth, logdensity, score = (
         torch.cat(column).double().cpu() for column in zip(*parts)
     )

@@ -8,6 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from mmdet_ebm.core import quasi_random_noise
+from mmdet_ebm.evaluation import density_fit
 from mmdet_ebm.evaluation.density_fit import (
     MatchedDensities,
     PlacedAP,
@@ -148,3 +149,16 @@ def test_images_without_a_match_are_refused(model):
         fit_model(model, [data])
     assert isinstance(data['data_samples'][0], DetDataSample)
     assert not model.energy_model.density.fitted
+
+
+def test_a_large_split_is_not_read_to_its_end(model, monkeypatch):
+    monkeypatch.setattr(density_fit, 'MAX_MATCHES', 1)
+    model.data_preprocessor = Passes()
+
+    def endless():
+        while True:
+            yield from copy.deepcopy(data)
+
+    data = batches(model)
+    once = len(density_fit.match_densities(model, data).truth)
+    assert len(density_fit.match_densities(model, endless()).truth) == once
