@@ -28,7 +28,7 @@ class EnergyMap:
         log_size: (S,) logarithms of size over the box's size.
         size_map: (S, S) by height and width, at the box's centre.
         path: (P, 4) relative coordinates of the ascent, the refined box last.
-        logdensity: (P,) f along the path, not normalised.
+        logdensity: (P,) log-densities along the path, not normalised.
         corners: (P, 4) of the path.
         std: (4,) standard deviations of the refined box's sides.
     """
@@ -74,7 +74,9 @@ def compute_energy_map(
     start, path = _ascent_path(energy_model, found, image, detection)
     end = path[-1:]
     # The level of the initial box throughout, as in the ascent.
-    of_corners = energy_model.corner_logdensity_fn(pyramid, start)
+    of_corners = energy_model.density.of_corners(
+        energy_model.corner_logdensity_fn(pyramid, start), start.corners
+    )
 
     def f(relative: Tensor) -> Tensor:
         return of_corners(relative_to_boxes(relative, end))
@@ -127,7 +129,8 @@ def _ascent_path(
     instances = found.instances[image]
     climbed = 'initial_bboxes' in instances
     row = slice(detection, detection + 1)
-    field = 'initial_bboxes' if climbed else 'bboxes'
+    names = ('prior_bboxes', 'initial_bboxes', 'bboxes')
+    field = next(name for name in names if name in instances)
     start = Boxes(
         instances[field][row],
         instances.labels[row],

@@ -76,10 +76,10 @@ def shifted(monkeypatch):
 def test_calibration_fits_a_temperature_and_reports_on_test(
     energy, shifted, monkeypatch, tmp_path, capsys
 ):
-    """f is a Gaussian of width 0.1, and images are twice as large."""
+    """The density is a Gaussian of width 0.1, images are twice as large."""
     monkeypatch.setattr(
         EnergyModel,
-        'logdensity_fn',
+        'density_fn',
         lambda *args: lambda t: -0.5 * (t / 0.1).square().sum(-1),
     )
     calibrate(

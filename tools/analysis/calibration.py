@@ -42,6 +42,7 @@ from mmdet_ebm.evaluation.calibration import (
 )
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors import Detected
+from mmdet_ebm.models.detectors.refinement import prior_table
 from mmdet_ebm.ops import Boxes, FeaturePyramid
 from mmdet_ebm.visualization.reliability import draw_reliability
 
@@ -125,9 +126,9 @@ class Split:
             data = self.model.data_preprocessor(batch, False)
             samples = data['data_samples']
             found = self.model.detect(data['inputs'], samples)
-            boxes, error = self._matched(found, samples)
+            boxes, priors, error = self._matched(found, samples)
             std, support = self._deviations(
-                found.pyramid, boxes, temperatures, redraw
+                found.pyramid, boxes, priors, temperatures, redraw
             )
             size = boxes.corners[:, 2:] - boxes.corners[:, :2]
             factor = 1 / size.repeat(1, 2)
@@ -142,8 +143,8 @@ class Split:
 
     def _matched(
         self, found: Detected, samples: SampleList
-    ) -> tuple[Boxes, Tensor]:
-        """Matched boxes and their errors, in network-input pixels."""
+    ) -> tuple[Boxes, Tensor, Tensor]:
+        """Matched boxes, the detector's own and errors, in network pixels."""
         boxes = Boxes.from_images(
             [get_box_tensor(each.bboxes) for each in found.instances],
             [each.labels for each in found.instances],
@@ -172,13 +173,16 @@ class Split:
             rows.append(torch.from_numpy(row + start))
             truths.append(wanted[torch.from_numpy(column)])
             start += len(corners)
-        matched = boxes.rows(torch.cat(rows).to(boxes.corners.device))
-        return matched, matched.corners - torch.cat(truths)
+        index = torch.cat(rows).to(boxes.corners.device)
+        matched = boxes.rows(index)
+        priors = prior_table(found.instances).corners[index]
+        return matched, priors, matched.corners - torch.cat(truths)
 
     def _deviations(
         self,
         pyramid: FeaturePyramid,
         boxes: Boxes,
+        priors: Tensor,
         temperatures: Sequence[float],
         redraw: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -186,8 +190,9 @@ class Split:
         estimator = energy_model.uncertainty_estimator
         usual = estimator.temperature
         stds, supports = [], []
-        for part in boxes.chunks(estimator.rows_per_chunk):
-            f = energy_model.logdensity_fn(pyramid, part)
+        size = estimator.rows_per_chunk
+        for part, prior in zip(boxes.chunks(size), priors.clone().split(size)):
+            f = energy_model.density_fn(pyramid, part, prior)
             found, observed = [], None
             for temperature in temperatures:
                 if redraw:
