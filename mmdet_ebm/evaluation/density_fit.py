@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
+from mmdet.structures import DetDataSample, SampleList
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmdet.utils import InstanceList
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from scipy.optimize import minimize
@@ -119,28 +120,58 @@ def match_densities(
     )
 
 
-def _matched(instances, samples) -> tuple[Boxes, Tensor, Tensor]:
+def _matched(
+    instances: InstanceList, samples: SampleList
+) -> tuple[Boxes, Tensor, Tensor]:
     """The prior's boxes of matched detections, their truth and scores."""
-    kept, truths, scores = [], [], []
+    pairs = match_batch(instances, samples)
+    kept = [found[rows] for found, (rows, _) in zip(instances, pairs)]
+    return (
+        prior_table(kept),
+        torch.cat([truth for _, truth in pairs]),
+        torch.cat([found.scores for found in kept]),
+    )
+
+
+def match_batch(
+    instances: InstanceList,
+    samples: SampleList,
+    min_iou: float = 0.5,
+    score_thr: float = 0.0,
+) -> list[tuple[Tensor, Tensor]]:
+    """Pair detections with annotations, see :func:`match_to_truth`.
+
+    Args:
+        instances: Detections of each image, in network-input pixels.
+        samples: With the annotations of a test pipeline, which are in
+            original-image pixels.
+        min_iou: Least IoU of a pair.
+        score_thr: Detections of a lower class score are left out.
+
+    Returns:
+        For each image the rows of matched detections, and their annotations
+        (n, 4) in network-input pixels.
+    """
+    pairs = []
     for found, sample in zip(instances, samples):
-        scale = found.bboxes.new_tensor(
+        boxes = get_box_tensor(found.bboxes)
+        scale = boxes.new_tensor(
             sample.metainfo.get('scale_factor', (1.0, 1.0))
         ).repeat(2)
-        truth = sample.gt_instances.to(found.bboxes.device)
+        truth = sample.gt_instances.to(boxes.device)
         wanted = get_box_tensor(truth.bboxes) * scale
-        overlaps = bbox_overlaps(found.bboxes, wanted) * (
+        overlaps = bbox_overlaps(boxes, wanted) * (
             found.labels[:, None] == truth.labels
         )
+        overlaps[found.scores < score_thr] = 0
         rows, columns = (
-            torch.from_numpy(index).to(found.bboxes.device)
+            torch.from_numpy(index).to(boxes.device)
             for index in match_to_truth(
-                overlaps.cpu().numpy(), found.scores.cpu().numpy()
+                overlaps.cpu().numpy(), found.scores.cpu().numpy(), min_iou
             )
         )
-        kept.append(found[rows])
-        scores.append(found.scores[rows])
-        truths.append(wanted[columns])
-    return prior_table(kept), torch.cat(truths), torch.cat(scores)
+        pairs.append((rows, wanted[columns]))
+    return pairs
 
 
 def negative_log_likelihood(

@@ -16,13 +16,14 @@ config as model.energy_model.uncertainty.temperature.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 from boltons.fileutils import atomic_save
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -38,8 +39,8 @@ from mmdet_ebm.evaluation.calibration import (
     calibration,
     constant_std,
     fit_temperature,
-    match_to_truth,
 )
+from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors import Detected
 from mmdet_ebm.models.detectors.refinement import prior_table
@@ -145,38 +146,21 @@ class Split:
         self, found: Detected, samples: SampleList
     ) -> tuple[Boxes, Tensor, Tensor]:
         """Matched boxes, the detector's own and errors, in network pixels."""
+        pairs = match_batch(
+            found.instances, samples, self.min_iou, self.score_thr
+        )
         boxes = Boxes.from_images(
             [get_box_tensor(each.bboxes) for each in found.instances],
             [each.labels for each in found.instances],
         )
-        rows, truths, start = [], [], 0
-        for sample, instances, (corners, labels) in zip(
-            samples,
-            found.instances,
-            boxes.split(boxes.corners, boxes.labels),
-        ):
-            scale = corners.new_tensor(
-                sample.metainfo.get('scale_factor', (1.0, 1.0))
-            ).repeat(2)
-            truth = sample.gt_instances
-            # Test pipelines load annotations in original pixels.
-            wanted = get_box_tensor(truth.bboxes) * scale
-            overlaps = bbox_overlaps(corners, wanted) * (
-                labels[:, None] == truth.labels
-            )
-            overlaps[instances.scores < self.score_thr] = 0
-            row, column = match_to_truth(
-                overlaps.cpu().numpy(),
-                instances.scores.cpu().numpy(),
-                self.min_iou,
-            )
-            rows.append(torch.from_numpy(row + start))
-            truths.append(wanted[torch.from_numpy(column)])
-            start += len(corners)
-        index = torch.cat(rows).to(boxes.corners.device)
+        starts = accumulate([0, *boxes.counts])
+        index = torch.cat(
+            [rows + start for (rows, _), start in zip(pairs, starts)]
+        )
         matched = boxes.rows(index)
         priors = prior_table(found.instances).corners[index]
-        return matched, priors, matched.corners - torch.cat(truths)
+        truth = torch.cat([wanted for _, wanted in pairs])
+        return matched, priors, matched.corners - truth
 
     def _deviations(
         self,
