@@ -8,7 +8,7 @@ from studies import compare_stages
 
 from ..helpers import run_tool
 from ..small_models import ROOT
-from .test_pipeline import holds, shrunk_config, state
+from .test_pipeline import holds, shrunk_config, state, train_both
 
 STAGES = {
     'atss': {'plain', 'energy NMS', 'ascent', 'both', 'refined'},
@@ -33,24 +33,8 @@ def trained(request, digits, tmp_path_factory):
         folder,
         **{f'model.detector.{threshold}': 0.0},
     )
-    run_tool(patch, 'train', plain, '--work-dir', folder / 'plain')
-    checkpoint = folder / 'plain' / 'epoch_1.pth'
-    run_tool(
-        patch,
-        'train',
-        energy,
-        '--work-dir',
-        folder / 'energy',
-        '--cfg-options',
-        f'load_from={checkpoint}',
-    )
-    yield dict(
-        name=request.param,
-        plain=plain,
-        energy=energy,
-        plain_checkpoint=checkpoint,
-        checkpoint=folder / 'energy' / 'epoch_1.pth',
-    )
+    both = train_both(patch, plain, energy, folder)
+    yield dict(name=request.param, **both)
     patch.undo()
 
 

@@ -46,16 +46,8 @@ def shrunk_config(name, tmp_path, **changes):
     return path
 
 
-@pytest.fixture(scope='module')
-def trained(digits, tmp_path_factory):
-    """A plain and an energy checkpoint from the command line."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv('DIGITS_ROOT', str(digits))
-    folder = tmp_path_factory.mktemp('trained')
-    plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', folder)
-    energy = shrunk_config(
-        'digits/faster-rcnn_r18-half_nce-plus_digits.py', folder
-    )
+def train_both(patch, plain, energy, folder):
+    """Train a plain detector and an energy model on it, as a user would."""
     run_tool(patch, 'train', plain, '--work-dir', folder / 'plain')
     checkpoint = folder / 'plain' / 'epoch_1.pth'
     run_tool(
@@ -67,13 +59,25 @@ def trained(digits, tmp_path_factory):
         '--cfg-options',
         f'load_from={checkpoint}',
     )
-    yield dict(
-        folder=folder,
+    return dict(
         plain=plain,
         energy=energy,
         plain_checkpoint=checkpoint,
         checkpoint=folder / 'energy' / 'epoch_1.pth',
     )
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """A plain and an energy checkpoint from the command line."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv('DIGITS_ROOT', str(digits))
+    folder = tmp_path_factory.mktemp('trained')
+    plain = shrunk_config('digits/faster-rcnn_r18-half_digits.py', folder)
+    energy = shrunk_config(
+        'digits/faster-rcnn_r18-half_nce-plus_digits.py', folder
+    )
+    yield dict(folder=folder, **train_both(patch, plain, energy, folder))
     patch.undo()
 
 
