@@ -147,7 +147,7 @@ class BoxDensity(nn.Module):
         return logdensity
 
     def logprior(self, relative: Tensor) -> Tensor:
-        """log N(t; 0, diag(s^2)) up to a constant: (..., 4) -> (...)."""
+        """log pi(t), narrow and wide, up to a constant: (..., 4) -> (...)."""
         centre, size = relative[..., :2], relative[..., 2:]
         distance = (centre / self.centre_std).square().sum(-1) + (
             size / self.size_std

@@ -27,7 +27,11 @@ from torch import Tensor
 
 from ..core import noise_logprob, quasi_random_noise
 from ..models import EnergyDetector
-from ..models.detectors.refinement import prior_table, to_original_frame
+from ..models.detectors.refinement import (
+    box_table,
+    prior_table,
+    to_original_frame,
+)
 from ..ops import Boxes, boxes_to_relative
 from .bootstrap import MatchedDetections
 from .calibration import match_to_truth
@@ -265,10 +269,7 @@ def evaluate_placed(
             data = model.data_preprocessor(batch, False)
             samples = data['data_samples']
             found = model.detect(data['inputs'], samples)
-            boxes = Boxes.from_images(
-                [each.bboxes for each in found.instances],
-                [each.labels for each in found.instances],
-            )
+            boxes = box_table(found.instances)
             priors = prior_table(found.instances)
             quality = model.energy_model.expected_quality(
                 found.pyramid, boxes, priors.corners

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from boltons.fileutils import atomic_save
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -43,7 +42,7 @@ from mmdet_ebm.evaluation.calibration import (
 from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors import Detected
-from mmdet_ebm.models.detectors.refinement import prior_table
+from mmdet_ebm.models.detectors.refinement import box_table, prior_table
 from mmdet_ebm.ops import Boxes, FeaturePyramid
 from mmdet_ebm.visualization.reliability import draw_reliability
 
@@ -149,10 +148,7 @@ class Split:
         pairs = match_batch(
             found.instances, samples, self.min_iou, self.score_thr
         )
-        boxes = Boxes.from_images(
-            [get_box_tensor(each.bboxes) for each in found.instances],
-            [each.labels for each in found.instances],
-        )
+        boxes = box_table(found.instances)
         starts = accumulate([0, *boxes.counts])
         index = torch.cat(
             [rows + start for (rows, _), start in zip(pairs, starts)]

@@ -156,7 +156,7 @@ def order_by_energy(
         test_cfg: With ``nms`` and ``max_per_img``.
     """
     threshold = require_plain_nms(test_cfg).iou_threshold
-    boxes = _table(candidates)
+    boxes = box_table(candidates)
     logdensity = energy_model.logdensity(pyramid, boxes)
     results = []
     for candidate, (corners, values) in zip(
@@ -262,7 +262,7 @@ def rank(
     detections: InstanceList,
 ) -> InstanceList:
     """Scores with the expected quality of the boxes in them."""
-    boxes = _table(detections)
+    boxes = box_table(detections)
     priors = prior_table(detections)
     quality = energy_model.expected_quality(pyramid, boxes, priors.corners)
     power = energy_model.density.quality_power
@@ -295,7 +295,7 @@ def describe(
     """
     chosen = [_best_rows(each, number) for each in detections]
     looked_at = [each[rows] for each, rows in zip(detections, chosen)]
-    boxes, priors = _table(looked_at), prior_table(looked_at)
+    boxes, priors = box_table(looked_at), prior_table(looked_at)
     known = energy_model.uncertainty(pyramid, boxes, priors.corners)
     results = []
     for detection, rows, (std, logprob) in zip(
@@ -413,7 +413,8 @@ def _best_rows(instances: InstanceData, number: int) -> Tensor:
     return instances.scores.topk(number).indices
 
 
-def _table(detections: InstanceList) -> Boxes:
+def box_table(detections: InstanceList) -> Boxes:
+    """All boxes of a batch in one table."""
     return Boxes.from_images(
         [get_box_tensor(d.bboxes) for d in detections],
         [d.labels for d in detections],
