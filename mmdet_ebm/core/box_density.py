@@ -155,9 +155,9 @@ class BoxDensity(nn.Module):
         logprior = -0.5 * distance
         if self.tail_share == 0:
             return logprior
-        wide = 1 / self.tail_factor**2
-        log_ratio = math.log(self.tail_share / (1 - self.tail_share) * wide**2)
-        return torch.logaddexp(logprior, wide * logprior + log_ratio)
+        log_odds = math.log(self.tail_share / (1 - self.tail_share))
+        log_ratio = log_odds - 4 * math.log(self.tail_factor)
+        return with_tail(logprior, log_ratio, self.tail_factor)
 
     # ---------------------------------------------------------------- state
 
@@ -199,6 +199,23 @@ class FixedBoxDensity(BoxDensity):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         pass
+
+
+def with_tail(
+    narrow: Tensor, log_ratio: float | Tensor, factor: float | Tensor
+) -> Tensor:
+    r"""log of a narrow Gaussian and a wide one with the same centre.
+
+    .. math:: \log(e^n + r\, e^{n / b^2})
+
+    Args:
+        narrow: n, the narrow one's logarithm, 0 at the centre.
+        log_ratio: log r of the heights at the centre, wide to narrow; for a
+            share a of the wide one in D dimensions
+            :math:`\log\tfrac{a}{1 - a} - D \log b`.
+        factor: b, how much wider it is.
+    """
+    return torch.logaddexp(narrow, narrow / factor**2 + log_ratio)
 
 
 def curvature_std(

@@ -26,6 +26,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ..core import noise_logprob, quasi_random_noise
+from ..core.box_density import with_tail
 from ..models import EnergyDetector
 from ..models.detectors.refinement import (
     box_table,
@@ -191,13 +192,14 @@ def negative_log_likelihood(
     temperature, centre, size = numbers[:3].exp()
     std = torch.stack([centre, centre, size, size])
     share, factor = numbers[3].sigmoid(), 1 + numbers[4].exp()
+    log_ratio = numbers[3] - 4 * factor.log()
+    constant = (
+        torch.log1p(-share) - std.log().sum() - 2 * math.log(2 * math.pi)
+    )
 
     def logprior(t: Tensor) -> Tensor:
-        square = (t / std).square().sum(-1)
-        narrow = torch.log1p(-share) - 0.5 * square
-        wide = share.log() - 0.5 * square / factor**2 - 4 * factor.log()
-        constant = std.log().sum() + 2 * math.log(2 * math.pi)
-        return torch.logaddexp(narrow, wide) - constant
+        narrow = -0.5 * (t / std).square().sum(-1)
+        return with_tail(narrow, log_ratio, factor) + constant
 
     sigmas = torch.tensor(_SIGMAS).double()[:, None]
     logq = noise_logprob(matched.offsets, sigmas)
