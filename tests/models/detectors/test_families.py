@@ -244,9 +244,11 @@ def test_an_image_does_not_feel_its_batch(family, model):
     both = results(model, inputs, samples)
     alone = results(model, inputs[1:], samples[1:])
     for name in ('initial_bboxes', 'bboxes'):
-        torch.testing.assert_close(
-            both[1][name], alone[0][name], rtol=1e-3, atol=1e-2
-        )
+        # Boxes of nearly equal scores may change places.
+        distance = (both[1][name][:, None] - alone[0][name]).abs().amax(2)
+        assert distance.shape[0] == distance.shape[1]
+        assert distance.amin(0).max() < 0.1
+        assert distance.amin(1).max() < 0.1
 
 
 @pytest.mark.parametrize(
