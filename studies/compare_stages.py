@@ -1,7 +1,8 @@
 """Compare the stages of the refinement over several seeds, with intervals.
 
-Evaluates each checkpoint of an energy config with every stage that its
-detector knows switched on and off, on the val or test split, and prints AP,
+Evaluates each checkpoint of an energy config in several ways, on the val or
+test split: the detector's own boxes, those voted by their clusters, those
+placed by f alone and as published, and under the fitted density. Prints AP,
 AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
 image takes. For each stage, and for a control if one is given, the difference
 of the means carries a 95 % bootstrap interval over images. With --ascents, the
@@ -13,10 +14,12 @@ default.
 """
 
 import argparse
-import dataclasses
+import contextlib
+import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,24 +33,60 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.core import FixedBoxDensity
+from mmdet_ebm.core import BoxDensity, FixedBoxDensity
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
+from mmdet_ebm.models import EnergyDetector
 
 from .files import coco_results, mean_and_range, table, write_json
 
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to use an energy model.
+
+    Attributes:
+        switches: Of the model's ``Refinement``.
+        density: In place of the fitted one.
+        ascent: Changes to the ascent.
+        dtype: Precision of the head.
+    """
+
+    switches: Mapping[str, bool]
+    density: BoxDensity | None = None
+    ascent: Mapping[str, object] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+
+
+_OFF = dict(energy_nms=False, ascent=False, rank=False)
+_PUBLISHED = dict(num_steps=10, step_rule='decay')
+# What each adds to the one before it; the last is the default.
 STAGES = {
-    'plain': dict(energy_nms=False, ascent=False, rank=False),
-    'energy NMS': dict(energy_nms=True, ascent=False, rank=False),
-    'ascent': dict(energy_nms=False, ascent=True, rank=False),
-    'both': dict(energy_nms=True, ascent=True, rank=False),
-    'refined': dict(energy_nms=False, ascent=True, rank=True),  # the default
+    'plain': Stage(_OFF),
+    # Clusters alone: no energy model is asked.
+    'voted': Stage(
+        dict(_OFF, ascent=True),
+        FixedBoxDensity(temperature=math.inf, vote_share=1.0),
+    ),
+    'f alone': Stage(dict(_OFF, ascent=True), FixedBoxDensity()),
+    'published': Stage(
+        dict(_OFF, ascent=True, energy_nms=True),
+        FixedBoxDensity(),
+        _PUBLISHED,
+    ),
+    'placed': Stage(dict(_OFF, ascent=True)),
+    'refined': Stage(dict(_OFF, ascent=True, rank=True)),
 }
-# Other ways to run the ascent: its settings, the head's precision, and
-# whether f is trusted alone.
+# Other ways to run the ascent, each beside the stage that it changes.
 ASCENTS = {
-    'published schedule': (dict(num_steps=10, step_rule='decay'), None, True),
-    'bfloat16': ({}, torch.bfloat16, False),
+    'f alone, published schedule': (
+        'f alone',
+        replace(STAGES['f alone'], ascent=_PUBLISHED),
+    ),
+    'refined, bfloat16': (
+        'refined',
+        replace(STAGES['refined'], dtype=torch.bfloat16),
+    ),
 }
 
 
@@ -67,6 +106,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         default=[],
         help='its checkpoints, one for each seed',
+    )
+    parser.add_argument(
+        '--stages',
+        nargs='+',
+        choices=STAGES,
+        default=list(STAGES),
+        help='default: all of them',
     )
     parser.add_argument(
         '--ascents',
@@ -94,6 +140,31 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     if bool(args.control) != bool(args.control_config):
         parser.error('--control and --control-config go together')
     return args
+
+
+def needs_candidates(stage: Stage) -> bool:
+    """Whether it needs the boxes before NMS."""
+    votes = stage.density is not None and stage.density.vote_share > 0
+    return stage.switches['energy_nms'] or votes
+
+
+@contextlib.contextmanager
+def used(model: EnergyDetector, stage: Stage) -> Iterator[None]:
+    """The model works like this inside."""
+    energy_model = model.energy_model
+    names = ('ascent', 'density', 'inference_dtype')
+    usual = {name: getattr(energy_model, name) for name in names}
+    refinement = model.refinement
+    try:
+        model.refinement = replace(refinement, **stage.switches)
+        energy_model.ascent = replace(energy_model.ascent, **stage.ascent)
+        energy_model.density = stage.density or energy_model.density
+        energy_model.inference_dtype = stage.dtype
+        yield
+    finally:
+        model.refinement = refinement
+        for name, value in usual.items():
+            setattr(energy_model, name, value)
 
 
 def detect(
@@ -138,26 +209,14 @@ def evaluate(
             args.config, checkpoint, args.device, args.cfg_options
         )
         require_energy_model(model)
-        for stage, switches in STAGES.items():
-            if switches['energy_nms'] and not model.box_source.can_be_ordered:
+        stages = {name: STAGES[name] for name in args.stages}
+        if args.ascents:
+            stages.update((name, way) for name, (_, way) in ASCENTS.items())
+        for name, stage in stages.items():
+            if needs_candidates(stage) and not model.box_source.can_be_ordered:
                 continue
-            model.refinement = dataclasses.replace(
-                model.refinement, **switches
-            )
-            add(stage, model)
-        if not args.ascents:
-            continue
-        model.refinement = dataclasses.replace(
-            model.refinement, **STAGES['ascent']
-        )
-        usual, density = model.energy_model.ascent, model.energy_model.density
-        for name, (settings, dtype, alone) in ASCENTS.items():
-            model.energy_model.ascent = dataclasses.replace(usual, **settings)
-            model.energy_model.inference_dtype = dtype
-            model.energy_model.density = (
-                FixedBoxDensity() if alone else density
-            )
-            add(name, model)
+            with used(model, stage):
+                add(name, model)
     for checkpoint in args.control:
         add(
             'control',
@@ -169,18 +228,14 @@ def evaluate(
 def compare(args: argparse.Namespace) -> dict:
     """The figures."""
     matched, seconds = evaluate(args)
-    pairs = [
-        (stage, 'plain')
-        for stage in matched
-        if stage not in ('plain', 'control', *ASCENTS)
+    pairs = [(stage, 'plain') for stage in STAGES if stage != 'plain']
+    pairs += [
+        ('refined', 'voted'),
+        *((stage, name) for name, (stage, _) in ASCENTS.items()),
+        ('voted', 'control'),
+        ('refined', 'control'),
     ]
-    pairs += [('ascent', name) for name in ASCENTS if name in matched]
-    if args.control:
-        pairs += [
-            (stage, 'control')
-            for stage in ('both', 'ascent', 'refined')
-            if stage in matched
-        ]
+    pairs = [pair for pair in pairs if matched.keys() >= set(pair)]
     differences = bootstrap_differences(matched, pairs, args.resamples)
     return dict(
         config=str(args.config),

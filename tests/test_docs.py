@@ -215,5 +215,5 @@ def test_commands_of_the_other_pages_run(users, base, page):
 def test_commands_for_another_detector_run(users):
     users(RETINA)
     output = run_page(DETECTORS)
-    assert re.search(r'^\| energy NMS +\|', output, re.M)
-    assert re.search(r'^\| ascent - plain +\|', output, re.M)
+    assert re.search(r'^\| voted +\|', output, re.M)
+    assert re.search(r'^\| refined - plain +\|', output, re.M)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model, checks
 from mmdet_ebm.core import FixedBoxDensity
-from mmdet_ebm.evaluation.density_fit import fit_model
+from mmdet_ebm.evaluation.placed_quality import fit_model
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,9 +18,9 @@ from .ascent import (
 from .box_density import (
     CAUTIOUS,
     BoxDensity,
+    BoxPrior,
     FixedBoxDensity,
-    curvature_std,
-    expected_quality,
+    student_logprob,
 )
 from .chunked import chunked_loss, chunks_of
 from .diagnostics import separation
@@ -44,6 +44,7 @@ from .noise import (
     quasi_random_noise,
     sample_noise,
 )
+from .quality import expected_quality, quality, side_derivatives
 from .types import LogDensityFn, LossInfo
 from .uncertainty import (
     DensitySamples,
@@ -57,9 +58,9 @@ from .uncertainty import (
 
 __all__ = [
     'BoxDensity',
+    'BoxPrior',
     'CAUTIOUS',
     'FixedBoxDensity',
-    'curvature_std',
     'expected_quality',
     'AscentInfo',
     'AscentResult',
@@ -90,12 +91,15 @@ __all__ = [
     'langevin_chain',
     'laplace',
     'noise_logprob',
+    'quality',
     'quasi_random_noise',
     'relative_iou',
     'sample_density',
     'sample_noise',
     'secant_steps',
     'separation',
+    'side_derivatives',
     'stopping_ascent',
+    'student_logprob',
     'weigh_samples',
 ]

@@ -4,7 +4,6 @@
 :class:`BoxAscent` and :class:`IoUNetAscent` move boxes.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -267,19 +266,29 @@ class BoxAscent:
         _check_ascent(self.num_steps, self.step_decay, self.step_rule)
 
     def __call__(
-        self, corner_logdensity_fn: LogDensityFn, corners: Tensor
+        self,
+        corner_logdensity_fn: LogDensityFn,
+        corners: Tensor,
+        step_length: Sequence[Tensor] | None = None,
     ) -> AscentResult:
         """Move boxes uphill on f.
 
         Args:
             corner_logdensity_fn: Corners (R, S, 4) -> f (R, S).
             corners: (R, 4) x1, y1, x2, y2, the initial boxes.
+            step_length: Lengths (R,) of each box's first step, for the centre
+                and the size, in place of the attribute.
 
         Returns:
             Corners (R, 1, 4), and a trajectory of corners.
         """
         reference = corners.detach()[:, None]
-        centre, size = (math.sqrt(length / 2) for length in self.step_length)
+        with torch.inference_mode(False):
+            if step_length is None:
+                step_length = filled(self.step_length, reference).unbind()
+            centre, size = (
+                (length / 2).sqrt().reshape(-1, 1, 1) for length in step_length
+            )
 
         def boxes_at(sides: Tensor) -> Tensor:
             first, last = sides[..., :2], sides[..., 2:]

@@ -1,40 +1,63 @@
 r"""One density of a box, given the image and the detector's box.
 
-With d the detector's box, t the relative coordinates of a candidate around d
-(so d itself is t = 0), f the learned log-density and s the spread of the
-detector's own errors,
+With f the learned log-density, c the detector's box and
+:math:`\delta_i` how far side i of a box y is from that of c, relative to the
+size of c,
 
-.. math:: p(y | x, d) \propto \exp(f(x, y) / T)\, \pi(t(y; d)), \qquad
-          \pi(t) = (1 - a)\, \mathcal{N}(t; 0, \mathrm{diag}(s^2)) +
-                   a\, \mathcal{N}(t; 0, \mathrm{diag}((b s)^2)) .
+.. math:: p(y | x, c) \propto \exp(f(x, y) / T)\,
+          \prod_{i=1}^4 t_\nu(\delta_i / s), \qquad
+          s = s_0\, \Big(\tfrac{q}{1 - q}\Big)^a
+              \Big(\tfrac{\sqrt{w h}}{64}\Big)^b .
 
-T says how far f can be trusted, s how far the detector can. Detectors err
-little in most boxes and much in some: a is the share of the latter and b how
-much wider they are. Where f is worthless, T grows and the box stays where it
-is.
+T says how far f can be trusted, s how far the detector can: a box of score q
+and w times h network-input pixels errs by s. Student's t with few degrees of
+freedom :math:`\nu` has heavy tails: most sides are nearly right and some are
+far off, and a side says little of the other three. Where f is worthless, T
+grows and the box stays where it is.
 """
 
-import functools
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import boxes_to_relative
-from .methods.iou_net import relative_iou
-from .noise import quasi_random_noise
+from ..ops import boxes_to_sides
 from .types import LogDensityFn
 
-# Before anything was fitted: f counts half, and a box moves by a few per cent.
-CAUTIOUS = dict(
-    temperature=2.0,
-    centre_std=0.03,
-    size_std=0.05,
-    tail_share=0.5,
-    tail_factor=4.0,
-)
+# Before anything was fitted: f counts half, and sides move by a few per cent.
+CAUTIOUS = dict(temperature=2.0, side_std=0.04, dof=3.0)
+# Size of a box, in pixels, from which size_slope counts.
+_USUAL_SIZE = 64.0
+
+
+@dataclass(frozen=True)
+class BoxPrior:
+    """What the detector alone says of R boxes.
+
+    Attributes:
+        centres: (R, 4) corners c, the most likely boxes.
+        std: (R,) s, relative to their sizes; infinite without a prior.
+    """
+
+    centres: Tensor
+    std: Tensor
+
+    def split(self, rows: int) -> list['BoxPrior']:
+        """Parts of at most so many rows, in copies that autograd accepts."""
+        return [
+            BoxPrior(centres, std)
+            for centres, std in zip(
+                self.centres.clone().split(rows), self.std.clone().split(rows)
+            )
+        ]
+
+    def rows(self, index: Tensor) -> 'BoxPrior':
+        """Some rows."""
+        return BoxPrior(self.centres[index], self.std[index])
 
 
 class BoxDensity(nn.Module):
@@ -44,12 +67,14 @@ class BoxDensity(nn.Module):
     them as they are.
 
     Args:
-        temperature: T.
-        centre_std: s of the centre, in relative coordinates; infinite for no
+        temperature: T; infinite where f is not asked.
+        side_std: s of a box of score 0.5 and 64 pixels; infinite for no
             prior.
-        size_std: s of the logarithm of the size.
-        tail_share: a.
-        tail_factor: b.
+        dof: Degrees of freedom of Student's t.
+        score_slope: a, how s changes with the odds of the score.
+        size_slope: b, how s changes with the size.
+        vote_share: How far c is moved from the detector's box towards the
+            mean of its cluster, the boxes that NMS threw away included.
         quality_power: Exponent of the expected quality in the final score.
         fitted: Whether they were fitted on held-out images.
 
@@ -59,105 +84,119 @@ class BoxDensity(nn.Module):
 
     NAMES = (
         'temperature',
-        'centre_std',
-        'size_std',
-        'tail_share',
-        'tail_factor',
+        'side_std',
+        'dof',
+        'score_slope',
+        'size_slope',
+        'vote_share',
         'quality_power',
     )
 
     def __init__(
         self,
         temperature: float = 1.0,
-        centre_std: float = math.inf,
-        size_std: float = math.inf,
-        tail_share: float = 0.0,
-        tail_factor: float = 1.0,
+        side_std: float = math.inf,
+        dof: float = 3.0,
+        score_slope: float = 0.0,
+        size_slope: float = 0.0,
+        vote_share: float = 0.0,
         quality_power: float = 0.0,
         fitted: bool = False,
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.centre_std = centre_std
-        self.size_std = size_std
-        self.tail_share = tail_share
-        self.tail_factor = tail_factor
+        self.side_std = side_std
+        self.dof = dof
+        self.score_slope = score_slope
+        self.size_slope = size_slope
+        self.vote_share = vote_share
         self.quality_power = quality_power
         self.fitted = fitted
         self.check()
 
     def check(self) -> None:
         """Raise a ValueError if a number makes no sense."""
-        positive = all(
-            number > 0
-            for number in (self.temperature, self.centre_std, self.size_std)
-        )
         if not (
-            positive
-            and 0 <= self.tail_share < 1 <= self.tail_factor
+            min(self.temperature, self.side_std, self.dof) > 0
+            and not math.isnan(self.temperature + self.side_std)
+            and math.isfinite(self.dof)
+            and math.isfinite(self.score_slope + self.size_slope)
+            and 0 <= self.vote_share <= 1
             and 0 <= self.quality_power < math.inf
         ):
             raise ValueError(
-                'temperature, centre_std and size_std must be positive, '
-                'tail_share in [0, 1), tail_factor at least 1 and '
-                f'quality_power not negative, got {self.numbers()}'
+                'temperature, side_std and dof must be positive, the slopes '
+                'finite, vote_share in [0, 1] and quality_power not '
+                f'negative, got {self.numbers()}'
             )
 
     def numbers(self) -> dict[str, float]:
         """All of them, by name."""
         return {name: getattr(self, name) for name in self.NAMES}
 
-    @property
-    def reach(self) -> tuple[float, float, float, float]:
-        """Largest deviation of each relative coordinate, that of the tail."""
-        factor = self.tail_factor if self.tail_share > 0 else 1.0
-        centre, size = factor * self.centre_std, factor * self.size_std
-        return centre, centre, size, size
+    def set_numbers(self, **numbers: float) -> None:
+        """Set some of them, and check all."""
+        for name, value in numbers.items():
+            if name not in self.NAMES:
+                raise ValueError(
+                    f'the density has no number {name}; it has '
+                    f'{", ".join(self.NAMES)}'
+                )
+            setattr(self, name, value)
+        self.check()
 
-    def step_length(self, step_length: Sequence[float]) -> tuple[float, ...]:
-        """First steps on this density for the centre and the size.
+    def prior(self, centres: Tensor, scores: Tensor | None = None) -> BoxPrior:
+        """What the detector says of boxes.
+
+        Args:
+            centres: (R, 4) corners c.
+            scores: (R,) class scores of the detector; 0.5 without them.
+        """
+        size = (centres[:, 2:] - centres[:, :2]).clamp(min=1)
+        log_std = self.size_slope * (
+            size.log().mean(1) - math.log(_USUAL_SIZE)
+        )
+        if scores is not None:
+            log_std = log_std + self.score_slope * scores.logit(1e-3)
+        return BoxPrior(centres, self.side_std * log_std.exp())
+
+    def step_length(
+        self, step_length: Sequence[float], std: Tensor
+    ) -> tuple[Tensor, ...]:
+        """First steps on this density, (R,) for the centre and the size.
 
         Args:
             step_length: Those that suit f alone.
+            std: (R,) of the prior.
         """
+        # At its centre the prior's curvature along a side; both sides move
+        # with the centre, and each by half of the size.
+        curvature = (self.dof + 1) / (self.dof * std.square())
         return tuple(
-            1 / (1 / (self.temperature * length) + 1 / std**2)
-            if length > 0 and math.isfinite(std)
-            else self.temperature * length
-            for length, std in zip(
-                step_length, (self.centre_std, self.size_std)
-            )
+            length / (1 / self.temperature + length * sides * curvature)
+            for length, sides in zip(step_length, (2.0, 0.5))
         )
 
     def of_corners(
-        self, corner_logdensity_fn: LogDensityFn, centres: Tensor
+        self, corner_logdensity_fn: LogDensityFn, prior: BoxPrior
     ) -> LogDensityFn:
         """log p, up to a constant, as a function of corners.
 
         Args:
             corner_logdensity_fn: Corners (R, S, 4) -> f (R, S).
-            centres: (R, 4) the detector's boxes d.
+            prior: Of the R boxes.
         """
 
         def logdensity(corners: Tensor) -> Tensor:
-            relative = boxes_to_relative(corners, centres[:, None])
             f = corner_logdensity_fn(corners)
-            return f / self.temperature + self.logprior(relative)
+            return f / self.temperature + self.logprior(prior, corners)
 
         return logdensity
 
-    def logprior(self, relative: Tensor) -> Tensor:
-        """log pi(t), narrow and wide, up to a constant: (..., 4) -> (...)."""
-        centre, size = relative[..., :2], relative[..., 2:]
-        distance = (centre / self.centre_std).square().sum(-1) + (
-            size / self.size_std
-        ).square().sum(-1)
-        logprior = -0.5 * distance
-        if self.tail_share == 0:
-            return logprior
-        log_odds = math.log(self.tail_share / (1 - self.tail_share))
-        log_ratio = log_odds - 4 * math.log(self.tail_factor)
-        return with_tail(logprior, log_ratio, self.tail_factor)
+    def logprior(self, prior: BoxPrior, corners: Tensor) -> Tensor:
+        """log of the prior, up to a constant: (R, S, 4) -> (R, S)."""
+        sides = boxes_to_sides(corners, prior.centres[:, None])
+        return student_logprob(sides / prior.std[:, None, None], self.dof)
 
     # ---------------------------------------------------------------- state
 
@@ -169,12 +208,7 @@ class BoxDensity(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take the numbers of a state."""
         *numbers, fitted = state.tolist()
-        if len(numbers) != len(self.NAMES):
-            raise ValueError(
-                f'the density has the numbers {", ".join(self.NAMES)} and the '
-                f'state {len(numbers)} of them'
-            )
-        for name, value in zip(self.NAMES, numbers):
+        for name, value in zip(self.NAMES, numbers, strict=True):
             setattr(self, name, value)
         self.fitted = bool(fitted)
         self.check()
@@ -183,12 +217,21 @@ class BoxDensity(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         state = state_dict.get(f'{prefix}_extra_state')
-        if state is not None:
+        if state is None:
+            return
+        if state.shape == (len(self.NAMES) + 1,):
             self.set_extra_state(state)
+        else:
+            warnings.warn(
+                'the checkpoint holds a density of boxes of another version '
+                f'({state.numel()} numbers; expected {len(self.NAMES) + 1}). '
+                'It is left out: fit it again with tools/fit_density.py',
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         return ', '.join(
-            f'{name}={value:g}' for name, value in self.numbers().items()
+            f'{name}={value:.3g}' for name, value in self.numbers().items()
         )
 
 
@@ -201,71 +244,16 @@ class FixedBoxDensity(BoxDensity):
         pass
 
 
-def with_tail(
-    narrow: Tensor, log_ratio: float | Tensor, factor: float | Tensor
-) -> Tensor:
-    r"""log of a narrow Gaussian and a wide one with the same centre.
+def student_logprob(z: Tensor, dof: float | Tensor) -> Tensor:
+    r"""log of a product of Student's t, up to a constant.
 
-    .. math:: \log(e^n + r\, e^{n / b^2})
+    .. math:: -\tfrac{\nu + 1}{2} \sum_i \log(1 + z_i^2 / \nu)
 
     Args:
-        narrow: n, the narrow one's logarithm, 0 at the centre.
-        log_ratio: log r of the heights at the centre, wide to narrow; for a
-            share a of the wide one in D dimensions
-            :math:`\log\tfrac{a}{1 - a} - D \log b`.
-        factor: b, how much wider it is.
-    """
-    return torch.logaddexp(narrow, narrow / factor**2 + log_ratio)
-
-
-def curvature_std(
-    logdensity_fn: LogDensityFn, y: Tensor, std: Sequence[float]
-) -> Tensor:
-    r"""Standard deviations along each axis, by the curvature around points.
-
-    With :math:`h` half of ``std``, the second difference of log p over
-    :math:`\pm h` is that of a Gaussian. Where it says more than ``std``, or
-    log p is convex, ``std`` stands in.
-
-    Args:
-        logdensity_fn: y (N, S, D) -> log p (N, S).
-        y: (N, D) points, near maxima.
-        std: D largest standard deviations; those of the prior.
+        z: (..., D).
+        dof: :math:`\nu`.
 
     Returns:
-        (N, D).
+        (...), zero at the centre.
     """
-    # Without a prior: the reach of what f was trained on.
-    largest = [min(s, 0.15) for s in std]
-    h = torch.stack([y.new_full((), s / 2) for s in largest])
-    steps = torch.cat([torch.zeros_like(h)[None], h.diag(), -h.diag()])
-    values = logdensity_fn(y[:, None] + steps)
-    middle, up, down = values.split([1, len(h), len(h)], 1)
-    curvature = (2 * middle - up - down) / h.square()
-    least = (2 * h).square().reciprocal()
-    curvature = torch.where(curvature > least, curvature, least)
-    return curvature.rsqrt()
-
-
-def expected_quality(std: Tensor, num_samples: int = 64) -> Tensor:
-    r"""Expected share of COCO's ten IoU thresholds that boxes pass.
-
-    .. math:: E\,[\mathrm{clip}((\mathrm{IoU} - 0.45) / 0.5, 0, 1)]
-
-    for true boxes that are Gaussian around the placed ones.
-
-    Args:
-        std: (R, 4) standard deviations in relative coordinates.
-        num_samples: Quasi-random samples, the same for all boxes.
-
-    Returns:
-        (R,) between 0 and 1.
-    """
-    normal = _normal_samples(num_samples).to(std)
-    iou = relative_iou(std[:, None] * normal)
-    return ((iou - 0.45) / 0.5).clamp(0, 1).mean(1)
-
-
-@functools.cache
-def _normal_samples(num_samples: int) -> Tensor:
-    return quasi_random_noise(num_samples, torch.ones(1, 1), 4)
+    return -0.5 * (dof + 1) * torch.log1p(z.square() / dof).sum(-1)

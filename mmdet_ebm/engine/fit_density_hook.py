@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from ..apis.checks import unwrapped
 from ..core import FixedBoxDensity
-from ..evaluation.density_fit import fit_model
+from ..evaluation.placed_quality import fit_model
 from ..models import EnergyDetector
 
 

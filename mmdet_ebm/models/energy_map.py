@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import BoxPrior
 from ..ops import Boxes, boxes_to_relative, clip_boxes, relative_to_boxes
 from .detectors import Detected
+from .detectors.refinement import prior_of
 from .energy_model import EnergyModel
 
 # Half of a map's side: at least the first, at most the second.
@@ -71,11 +73,11 @@ def compute_energy_map(
             f'there is no detection {detection}: the image has {number}'
         )
     pyramid = found.pyramid
-    start, path = _ascent_path(energy_model, found, image, detection)
+    start, prior, path = _ascent_path(energy_model, found, image, detection)
     end = path[-1:]
     # The level of the initial box throughout, as in the ascent.
     of_corners = energy_model.density.of_corners(
-        energy_model.corner_logdensity_fn(pyramid, start), start.corners
+        energy_model.corner_logdensity_fn(pyramid, start), prior
     )
 
     def f(relative: Tensor) -> Tensor:
@@ -124,21 +126,21 @@ def compute_energy_map(
 
 def _ascent_path(
     energy_model: EnergyModel, found: Detected, image: int, detection: int
-) -> tuple[Boxes, Tensor]:
-    """The box that an ascent started from, and its corners (P, 4)."""
+) -> tuple[Boxes, BoxPrior, Tensor]:
+    """The box that an ascent started from, its prior and corners (P, 4)."""
     instances = found.instances[image]
     climbed = 'initial_bboxes' in instances
     row = slice(detection, detection + 1)
-    names = ('prior_bboxes', 'initial_bboxes', 'bboxes')
-    field = next(name for name in names if name in instances)
+    prior = prior_of(energy_model.density, [instances[row]])
     start = Boxes(
-        instances[field][row],
+        prior.centres,
         instances.labels[row],
         torch.full_like(instances.labels[row], image),
         (1,),
     )
     if not climbed:
-        return start, start.corners
-    path = energy_model.refine(found.pyramid, start).info.trajectory[:, 0]
+        return start, prior, start.corners
+    refined = energy_model.refine(found.pyramid, start, prior)
+    path = refined.info.trajectory[:, 0]
     index = start.image_index.expand(len(path))
-    return start, clip_boxes(path, index, found.pyramid.image_sizes)
+    return start, prior, clip_boxes(path, index, found.pyramid.image_sizes)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,13 @@ from ..core import (
     AscentInfo,
     BoxAscent,
     BoxDensity,
+    BoxPrior,
     FixedBoxDensity,
     IoUNetAscent,
     LogDensityFn,
     LossInfo,
     chunked_loss,
     chunks_of,
-    curvature_std,
     expected_quality,
     separation,
 )
@@ -420,14 +420,21 @@ class EnergyModel(BaseModule):
 
     # ----------------------------------------------------------- refinement
 
-    def refine(self, pyramid: FeaturePyramid, boxes: Boxes) -> RefinedBoxes:
+    def refine(
+        self,
+        pyramid: FeaturePyramid,
+        boxes: Boxes,
+        prior: BoxPrior | None = None,
+    ) -> RefinedBoxes:
         """Move boxes uphill on their density.
 
         Args:
             pyramid: From :meth:`pyramid`; boxes are clipped to its images.
-            boxes: The detector's boxes. Each is where its ascent starts, its
-                reference and the centre of its prior.
+            boxes: Each is where its ascent starts, and its reference.
+            prior: From ``self.density``; around the boxes without it.
         """
+        if prior is None:
+            prior = self.density.prior(boxes.corners)
         with torch.inference_mode(False):
             # Clones of what may be inference tensors, which autograd refuses.
             boxes = Boxes(
@@ -436,25 +443,26 @@ class EnergyModel(BaseModule):
                 boxes.image_index.clone(),
                 boxes.counts,
             )
+            prior = BoxPrior(prior.centres.clone(), prior.std.clone())
             moves = self._is_refinable(boxes.corners)[:, None]
             density = self.density.of_corners(
                 self.corner_logdensity_fn(
                     pyramid, boxes, self._inference_head()
                 ),
-                boxes.corners,
+                prior,
             )
-            ascent = self.ascent
-            if isinstance(ascent, BoxAscent):
-                ascent = replace(
-                    ascent,
-                    step_length=self.density.step_length(ascent.step_length),
+            lengths = {}
+            if isinstance(self.ascent, BoxAscent):
+                lengths['step_length'] = self.density.step_length(
+                    self.ascent.step_length, prior.std
                 )
-            result = ascent(
+            result = self.ascent(
                 # A box that must not move gets no gradient.
                 lambda c: density(
                     torch.where(moves[..., None], c, c.detach())
                 ),
                 boxes.corners,
+                **lengths,
             )
             corners = torch.where(moves, result.y[:, 0], boxes.corners)
             if pyramid.image_sizes is not None:
@@ -474,23 +482,26 @@ class EnergyModel(BaseModule):
         self,
         pyramid: FeaturePyramid,
         boxes: Boxes,
-        centres: Tensor | None = None,
+        prior: BoxPrior | None = None,
     ) -> BoxUncertainty:
         """How sure the density is of boxes; NaN for those it cannot refine.
 
         Args:
             pyramid: From :meth:`pyramid`.
             boxes: Boxes, refined ones for example.
-            centres: (R, 4) the detector's boxes, if others.
+            prior: From ``self.density``; around the boxes without it.
         """
+        if prior is None:
+            prior = self.density.prior(boxes.corners)
         estimator = self.uncertainty_estimator
-        centres = boxes.corners if centres is None else centres
         size = estimator.rows_per_chunk
         with torch.inference_mode(False), torch.no_grad():
             parts = [
-                estimator(self.density_fn(pyramid, part, centre), part.corners)
-                for part, centre in zip(
-                    boxes.chunks(size), centres.clone().split(size)
+                estimator(
+                    self.density_fn(pyramid, part, part_prior), part.corners
+                )
+                for part, part_prior in zip(
+                    boxes.chunks(size), prior.split(size)
                 )
             ]
         return BoxUncertainty.cat(parts).masked(
@@ -498,20 +509,20 @@ class EnergyModel(BaseModule):
         )
 
     def density_fn(
-        self, pyramid: FeaturePyramid, reference: Boxes, centres: Tensor
+        self, pyramid: FeaturePyramid, reference: Boxes, prior: BoxPrior
     ) -> LogDensityFn:
         """log p around reference boxes, up to a constant.
 
         Args:
             pyramid: From :meth:`pyramid`.
             reference: R boxes.
-            centres: (R, 4) the detector's boxes.
+            prior: Of these boxes, from ``self.density``.
 
         Returns:
             t (R, S, 4), relative to the reference, -> log p (R, S).
         """
         density = self.density.of_corners(
-            self.corner_logdensity_fn(pyramid, reference), centres
+            self.corner_logdensity_fn(pyramid, reference), prior
         )
 
         def relative_logdensity(relative: Tensor) -> Tensor:
@@ -522,43 +533,35 @@ class EnergyModel(BaseModule):
 
     @torch.no_grad()
     def expected_quality(
-        self, pyramid: FeaturePyramid, boxes: Boxes, centres: Tensor
+        self, pyramid: FeaturePyramid, boxes: Boxes, prior: BoxPrior
     ) -> Tensor:
         """Expected share of COCO's ten IoU thresholds that boxes pass.
 
-        See :func:`mmdet_ebm.core.expected_quality`; the density is taken as
-        a Gaussian with the curvature that it has around each box.
+        See :func:`mmdet_ebm.core.expected_quality`.
 
         Args:
             pyramid: From :meth:`pyramid`.
             boxes: R placed boxes.
-            centres: (R, 4) the detector's boxes.
+            prior: Of these boxes, from ``self.density``.
 
         Returns:
             (R,) between 0 and 1.
         """
         head = self._inference_head()
-        parts = []
-        for part, centre in zip(
-            boxes.chunks(BOXES_PER_CHUNK // 8),
-            centres.clone().split(BOXES_PER_CHUNK // 8),
-        ):
-            density = self.density.of_corners(
-                self.corner_logdensity_fn(pyramid, part, head), centre
-            )
-            corners = part.corners[:, None]
-            parts.append(
+        size = BOXES_PER_CHUNK // 8
+        return torch.cat(
+            [
                 expected_quality(
-                    curvature_std(
-                        lambda t, c=corners, p=density: p(
-                            relative_to_boxes(t, c)
-                        ),
-                        torch.zeros_like(part.corners),
-                        self.density.reach,
-                    )
+                    self.corner_logdensity_fn(pyramid, part, head),
+                    part.corners,
+                    self.density,
+                    part_prior,
                 )
-            )
-        return torch.cat(parts)
+                for part, part_prior in zip(
+                    boxes.chunks(size), prior.split(size)
+                )
+            ]
+        )
 
     def _is_refinable(self, corners: Tensor) -> Tensor:
         sides = corners[:, 2:] - corners[:, :2]

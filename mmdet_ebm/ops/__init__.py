@@ -3,6 +3,7 @@
 from .boxes import (
     Boxes,
     boxes_to_relative,
+    boxes_to_sides,
     clip_boxes,
     relative_to_boxes,
     repeat_rows,
@@ -14,6 +15,7 @@ __all__ = [
     'FeaturePyramid',
     'PrRoIPool',
     'boxes_to_relative',
+    'boxes_to_sides',
     'clip_boxes',
     'prroi_pool',
     'relative_to_boxes',

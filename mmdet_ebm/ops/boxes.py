@@ -123,6 +123,20 @@ def relative_to_boxes(relative: Tensor, reference: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
+def boxes_to_sides(boxes: Tensor, reference: Tensor) -> Tensor:
+    """How far each side is from that of a reference, relative to its size.
+
+    Args:
+        boxes: (..., 4) corners x1, y1, x2, y2.
+        reference: Corners, broadcastable to ``boxes``, with positive size.
+
+    Returns:
+        (..., 4) along x, y, x, y.
+    """
+    size = reference[..., 2:] - reference[..., :2]
+    return (boxes - reference) / torch.cat([size, size], -1)
+
+
 def clip_boxes(
     corners: Tensor,
     image_index: Tensor,

@@ -4,52 +4,42 @@ import copy
 
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
 
-from mmdet_ebm.core import quasi_random_noise
 from mmdet_ebm.evaluation import density_fit
 from mmdet_ebm.evaluation.density_fit import (
     MatchedDensities,
-    PlacedAP,
-    evaluate_placed,
-    fit_density,
-    fit_model,
+    fit_shape,
+    match_densities,
+    side_noise,
+    side_noise_logprob,
 )
 
-from ..small_models import (
-    batch,
-    build,
-    detect_everything,
-    energy_model_cfg,
-)
+from .held_out import Passes, batches, fittable_model
 
-COUNT = 4000
+COUNT = 1000
 
 
 def made(
     f_std,
     prior_std,
-    tail_share=0.0,
-    tail_factor=3.0,
+    dof=1e6,
     temperature=1.0,
     worthless=False,
+    slopes=(0.0, 0.0),
+    voted=False,
 ):
-    """Boxes y of N(0, prior) seen with noise: f is temperature * log p(z|y).
+    """True boxes from the prior, seen with noise: f is T * log p(seen|y).
 
     The truth is a draw of the density with the true numbers.
     """
-    generator = torch.Generator().manual_seed(0)
-    offsets = quasi_random_noise(
-        256, torch.tensor([0.02, 0.05, 0.1, 0.2])[:, None], 4
-    ).double()
-
-    def normal():
-        return torch.randn(COUNT, 4, generator=generator).double()
-
-    wide = torch.rand(COUNT, 1, generator=generator) < tail_share
-    truth = normal() * torch.where(wide, tail_factor, 1.0) * prior_std
-    seen = truth + f_std * normal()
+    torch.manual_seed(0)
+    offsets = side_noise(256).double()
+    log_odds, log_size = torch.randn(2, COUNT).double()
+    scale = prior_std * (slopes[0] * log_odds + slopes[1] * log_size).exp()
+    centre = 0.05 * torch.randn(COUNT, 4).double() * voted
+    student = torch.distributions.StudentT(torch.tensor(dof).double())
+    truth = centre + scale[:, None] * student.sample((COUNT, 4))
+    seen = truth + f_std * torch.randn(COUNT, 4).double()
     if worthless:  # of another box
         seen = seen.roll(1, 0)
 
@@ -63,102 +53,91 @@ def made(
         f(truth[:, None])[:, 0],
         offsets,
         f(offsets[None].expand(COUNT, -1, -1)),
-        torch.ones(COUNT).double(),
+        centre,
+        log_odds,
+        log_size,
     )
 
 
 def test_temperature_and_prior_are_found():
-    found = fit_density(made(0.08, 0.04, temperature=2.5))
+    found = fit_shape(made(0.08, 0.04, temperature=2.5), 0.0)
     assert found['temperature'] == pytest.approx(2.5, rel=0.1)
-    narrow = found['centre_std'] * (
-        1 if found['tail_share'] < 0.5 else found['tail_factor']
+    assert found['side_std'] == pytest.approx(0.04, rel=0.1)
+    assert found['score_slope'] == pytest.approx(0, abs=0.05)
+    assert found['size_slope'] == pytest.approx(0, abs=0.05)
+    assert found['gain'] > 0.1
+
+
+def test_an_f_that_is_sharper_than_the_samples_are_dense_is_not_overrated():
+    found = fit_shape(made(0.004, 0.04, temperature=2.5), 0.0)
+    assert found['temperature'] == pytest.approx(2.5, rel=0.25)
+
+
+def test_rare_large_errors_are_heavy_tails():
+    found = fit_shape(made(0.08, 0.02, dof=2.0), 0.0)
+    assert found['side_std'] == pytest.approx(0.02, rel=0.1)
+    assert found['dof'] == pytest.approx(2.0, rel=0.25)
+
+
+def test_errors_that_depend_on_score_and_size_are_found():
+    found = fit_shape(made(0.08, 0.03, slopes=(-0.2, -0.4)), 0.0)
+    assert found['score_slope'] == pytest.approx(-0.2, abs=0.05)
+    assert found['size_slope'] == pytest.approx(-0.4, abs=0.05)
+
+
+def test_a_vote_that_is_better_than_the_box_makes_a_narrower_prior():
+    matched = made(0.2, 0.02, voted=True)
+    around_vote, around_box = (
+        fit_shape(matched, share)['side_std'] for share in (1.0, 0.0)
     )
-    assert narrow == pytest.approx(0.04, rel=0.1)
-    assert found['nll'] < found['nll_prior'] - 0.1
-
-
-def test_rare_large_errors_are_the_tails():
-    found = fit_density(made(0.08, 0.02, tail_share=0.3, tail_factor=4.0))
-    assert found['centre_std'] == pytest.approx(0.02, rel=0.1)
-    assert found['size_std'] == pytest.approx(0.02, rel=0.1)
-    assert found['tail_share'] == pytest.approx(0.3, abs=0.05)
-    assert found['tail_factor'] == pytest.approx(4, rel=0.15)
+    assert around_vote == pytest.approx(0.02, rel=0.1)
+    assert around_box > 0.04
 
 
 def test_an_f_that_knows_nothing_gets_a_large_temperature():
-    found = fit_density(made(0.08, 0.04, worthless=True))
+    found = fit_shape(made(0.08, 0.04, worthless=True), 0.0)
     assert found['temperature'] > 20
-    assert found['nll'] == pytest.approx(found['nll_prior'], abs=0.01)
+    assert found['gain'] == pytest.approx(0, abs=0.01)
 
 
-def test_the_smallest_exponent_that_is_as_good_is_taken():
-    ap = PlacedAP(0.3, {0.0: 0.4, 0.25: 0.4203, 0.5: 0.4206, 1.0: 0.41})
-    assert ap.best_power == 0.25
+def test_samples_follow_the_noise_that_they_are_weighted_by():
+    # Mean and spread of each side, and independent sides.
+    offsets = side_noise(4096)
+    spread = (torch.tensor([0.01, 0.03, 0.08, 0.2]).square().mean()).sqrt()
+    torch.testing.assert_close(
+        offsets.std(0), spread.expand(4), rtol=0.02, atol=0
+    )
+    correlation = torch.corrcoef(offsets.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.05
+    axis = torch.linspace(-1.5, 1.5, 20001).double()
+    along = torch.zeros(20001, 4).double()
+    along[:, 1] = axis
+    at_zero = side_noise_logprob(torch.zeros(1, 4).double()) * 3 / 4
+    mass = torch.trapezoid((side_noise_logprob(along) - at_zero).exp(), axis)
+    assert mass.item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.fixture
-def model():
-    cfg = energy_model_cfg()
-    cfg.energy_model.density = 'fitted'
-    model = detect_everything(build(cfg)).eval()
-    torch.nn.init.normal_(model.energy_model.head.fc_logdensity.weight)
-    model.detector.roi_head.test_cfg.max_per_img = 5
-    return model
-
-
-def batches(model):
-    """Annotations near what the detector finds, in original pixels."""
-    inputs, samples = batch()
-    with torch.no_grad():
-        found = model.detector.predict(
-            inputs.clone(), copy.deepcopy(samples), rescale=True
-        )
-    for sample, one in zip(samples, found):
-        truth = one.pred_instances
-        sample.gt_instances = InstanceData(
-            bboxes=truth.bboxes + 0.5, labels=truth.labels
-        )
-    return [dict(inputs=inputs, data_samples=samples)]
-
-
-class Passes(torch.nn.Module):
-    """A preprocessor for what is preprocessed already."""
-
-    def forward(self, data, training=False):
-        return dict(data, data_samples=copy.deepcopy(data['data_samples']))
-
-
-def test_a_model_is_fitted_in_place_and_never_below_the_detector(model):
-    data = batches(model)
-    model.data_preprocessor = Passes()
-    before = model.refinement
-    text = fit_model(model, data)
-    density = model.energy_model.density
-    assert density.fitted and model.refinement == before
-    assert 'fitted on held-out images' in text
-    ap = evaluate_placed(model, data)
-    assert ap.placed[density.quality_power] >= ap.plain > 0
-
-
-def test_images_without_a_match_are_refused(model):
+def test_f_is_asked_at_the_annotation_and_around_the_box():
+    model = fittable_model()
     (data,) = batches(model)
-    for sample in data['data_samples']:
-        sample.gt_instances = sample.gt_instances[:0]
     model.data_preprocessor = Passes()
-    with pytest.raises(ValueError, match='nothing to fit'):
-        fit_model(model, [data])
-    assert isinstance(data['data_samples'][0], DetDataSample)
-    assert not model.energy_model.density.fitted
+    found = match_densities(model, [data])
+    count = len(found.truth)
+    assert found.logdensity.shape == (count, len(found.offsets))
+    # The annotations lie half a pixel from the boxes.
+    assert float(found.truth.abs().min()) > 0
+    assert found.at_truth.isfinite().all()
 
 
-def test_a_large_split_is_not_read_to_its_end(model, monkeypatch):
+def test_a_large_split_is_not_read_to_its_end(monkeypatch):
     monkeypatch.setattr(density_fit, 'MAX_MATCHES', 1)
+    model = fittable_model()
+    data = batches(model)
     model.data_preprocessor = Passes()
 
     def endless():
         while True:
             yield from copy.deepcopy(data)
 
-    data = batches(model)
-    once = len(density_fit.match_densities(model, data).truth)
-    assert len(density_fit.match_densities(model, endless()).truth) == once
+    once = len(match_densities(model, data).truth)
+    assert len(match_densities(model, endless()).truth) == once

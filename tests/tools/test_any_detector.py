@@ -11,8 +11,8 @@ from ..small_models import ROOT
 from .test_pipeline import holds, shrunk_config, state, train_both
 
 STAGES = {
-    'atss': {'plain', 'energy NMS', 'ascent', 'both', 'refined'},
-    'dino': {'plain', 'ascent', 'refined'},  # no NMS to order
+    'atss': {'plain', 'voted', 'f alone', 'published', 'placed', 'refined'},
+    'dino': {'plain', 'f alone', 'placed', 'refined'},  # it has no NMS
 }
 
 

@@ -328,18 +328,19 @@ def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
     stages = figures['stages']
     assert set(stages) == {
         'plain',
-        'energy NMS',
-        'ascent',
-        'both',
-        'control',
+        'voted',
+        'f alone',
+        'published',
+        'placed',
         'refined',
-        'published schedule',
-        'bfloat16',
+        'f alone, published schedule',
+        'refined, bfloat16',
+        'control',
     }
-    assert 'ascent - published schedule' in figures['differences']
+    assert 'f alone - f alone, published schedule' in figures['differences']
     # The control is the same detector here: the plain stage must equal it.
     assert stages['plain']['runs'] == stages['control']['runs']
-    assert set(figures['differences']['both - control']['AP']) == {
+    assert set(figures['differences']['refined - control']['AP']) == {
         'difference',
         'low',
         'high',

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
+from mmdet_ebm.core import BoxPrior
 from mmdet_ebm.evaluation.calibration import (
     LEVELS,
     SideErrors,
@@ -42,7 +43,7 @@ from mmdet_ebm.evaluation.calibration import (
 from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors import Detected
-from mmdet_ebm.models.detectors.refinement import box_table, prior_table
+from mmdet_ebm.models.detectors.refinement import box_table, prior_of
 from mmdet_ebm.ops import Boxes, FeaturePyramid
 from mmdet_ebm.visualization.reliability import draw_reliability
 
@@ -126,9 +127,9 @@ class Split:
             data = self.model.data_preprocessor(batch, False)
             samples = data['data_samples']
             found = self.model.detect(data['inputs'], samples)
-            boxes, priors, error = self._matched(found, samples)
+            boxes, prior, error = self._matched(found, samples)
             std, support = self._deviations(
-                found.pyramid, boxes, priors, temperatures, redraw
+                found.pyramid, boxes, prior, temperatures, redraw
             )
             size = boxes.corners[:, 2:] - boxes.corners[:, :2]
             factor = 1 / size.repeat(1, 2)
@@ -143,8 +144,8 @@ class Split:
 
     def _matched(
         self, found: Detected, samples: SampleList
-    ) -> tuple[Boxes, Tensor, Tensor]:
-        """Matched boxes, the detector's own and errors, in network pixels."""
+    ) -> tuple[Boxes, BoxPrior, Tensor]:
+        """Matched boxes, their prior and errors, in network pixels."""
         pairs = match_batch(
             found.instances, samples, self.min_iou, self.score_thr
         )
@@ -154,15 +155,15 @@ class Split:
             [rows + start for (rows, _), start in zip(pairs, starts)]
         )
         matched = boxes.rows(index)
-        priors = prior_table(found.instances).corners[index]
+        prior = prior_of(self.model.energy_model.density, found.instances)
         truth = torch.cat([wanted for _, wanted in pairs])
-        return matched, priors, matched.corners - truth
+        return matched, prior.rows(index), matched.corners - truth
 
     def _deviations(
         self,
         pyramid: FeaturePyramid,
         boxes: Boxes,
-        priors: Tensor,
+        prior: BoxPrior,
         temperatures: Sequence[float],
         redraw: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -171,8 +172,8 @@ class Split:
         usual = estimator.temperature
         stds, supports = [], []
         size = estimator.rows_per_chunk
-        for part, prior in zip(boxes.chunks(size), priors.clone().split(size)):
-            f = energy_model.density_fn(pyramid, part, prior)
+        for part, part_prior in zip(boxes.chunks(size), prior.split(size)):
+            f = energy_model.density_fn(pyramid, part, part_prior)
             found, observed = [], None
             for temperature in temperatures:
                 if redraw:

@@ -328,13 +328,10 @@ class EnergyDetector(BaseDetector):
         """
         stages, source = self.refinement, self.box_source
         self._require_candidates()
-        before_nms = stages.needs_candidates and source.can_be_ordered
-        find = source.candidates if before_nms else source.detections
-        with self.recorder.recording() as record:
-            found = find(batch_inputs, batch_data_samples)
-        pyramid = self.energy_model.pyramid(
-            record.maps,
-            _image_sizes([sample.metainfo for sample in batch_data_samples]),
+        wanted = stages.energy_nms or self.energy_model.density.vote_share > 0
+        before_nms = wanted and source.can_be_ordered
+        found, pyramid, neck_maps = self.find(
+            batch_inputs, batch_data_samples, before_nms
         )
         instances, plain = refine_detections(
             self.energy_model,
@@ -343,7 +340,35 @@ class EnergyDetector(BaseDetector):
             found,
             source.test_cfg if before_nms else None,
         )
-        return Detected(instances, plain, pyramid, record.neck_maps)
+        return Detected(instances, plain, pyramid, neck_maps)
+
+    def find(
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+        before_nms: bool,
+    ) -> tuple[InstanceList, FeaturePyramid, Sequence[Tensor]]:
+        """What the detector finds by itself, in network-input pixels.
+
+        Args:
+            batch_inputs: (N, C, H, W) images.
+            batch_data_samples: Their meta information.
+            before_nms: Give all candidates above the score threshold, of a
+                detector that has class-wise NMS.
+
+        Returns:
+            Boxes of each image; the maps that the energy model works on; the
+            detector's own maps.
+        """
+        source = self.box_source
+        find = source.candidates if before_nms else source.detections
+        with self.recorder.recording() as record:
+            found = find(batch_inputs, batch_data_samples)
+        pyramid = self.energy_model.pyramid(
+            record.maps,
+            _image_sizes([sample.metainfo for sample in batch_data_samples]),
+        )
+        return found, pyramid, record.neck_maps
 
     # ---------------------------------------------- the detector's own calls
 

@@ -4,7 +4,9 @@ Candidates -> log-densities -> NMS ordered by them -> gradient ascent -> how
 sure the boxes are.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from mmcv.ops import batched_nms
@@ -13,6 +15,7 @@ from mmdet.utils import ConfigType, InstanceList, OptConfigType
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...core import BoxDensity, BoxPrior, expected_quality
 from ...ops import Boxes, FeaturePyramid
 from ..energy_model import EnergyModel
 from .box_sources import require_plain_nms
@@ -28,14 +31,11 @@ class Refinement:
     Attributes:
         energy_nms: Order NMS by log-density rather than by class score, as
             published.
-        vote: Start from the mean of a box's cluster, the boxes that NMS would
-            throw away included, weighted by score and overlap. It is also the
-            centre of the prior. Nothing happens where a detector has no
-            class-wise NMS.
         ascent: Move the final boxes uphill.
-        ascent_per_img: Boxes of an image that are moved at most, by class
-            score; -1 for all. The others stay; most detections of an image
-            have scores near zero and decide nothing.
+        ascent_per_img: Boxes of an image that f is asked about at most, by
+            class score; -1 for all. The others are placed and ranked by the
+            prior alone; most detections of an image have scores near zero and
+            decide nothing.
         rank: Multiply class scores by the expected quality of the boxes, to
             the power that was fitted.
         nms_pre: Candidates (box and class above the score threshold) of an
@@ -51,7 +51,6 @@ class Refinement:
     """
 
     energy_nms: bool = False
-    vote: bool = False
     ascent: bool = True
     ascent_per_img: int = 30
     rank: bool = True
@@ -64,11 +63,6 @@ class Refinement:
     def is_on(self) -> bool:
         """Whether any stage runs."""
         return self.energy_nms or self.ascent or self.uncertainty
-
-    @property
-    def needs_candidates(self) -> bool:
-        """Whether boxes are wanted before NMS."""
-        return self.energy_nms or self.vote
 
 
 def refine_detections(
@@ -90,8 +84,8 @@ def refine_detections(
         test_cfg: With ``nms`` and, perhaps, ``max_per_img``.
 
     Returns:
-        New instances with the fields of ``detections``; with ``vote``
-        ``prior_bboxes`` (K, 4), the means of the clusters; with the energy
+        New instances with the fields of ``detections``; with votes
+        ``prior_bboxes`` (K, 4), the centres of the prior; with the energy
         NMS or an ascent ``logdensities`` (K,), NaN for boxes that no stage
         looked at; after an ascent also
         ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
@@ -112,28 +106,24 @@ def refine_detections(
                 energy_model, pyramid, candidates, test_cfg
             )
         else:
-            detections = [_after_nms(c, test_cfg) for c in candidates]
+            detections = [after_nms(c, test_cfg) for c in candidates]
     if stages.keep_plain:
         plain = (
-            [_after_nms(c, test_cfg) for c in candidates]
+            [after_nms(c, test_cfg) for c in candidates]
             if stages.energy_nms
             else [_copied(d) for d in detections]
         )
-    if stages.vote and test_cfg is not None:
-        threshold = require_plain_nms(test_cfg).iou_threshold
-        detections = [
-            _with_fields(
-                detection,
-                prior_bboxes=voted_boxes(detection, candidate, threshold),
-            )
-            for detection, candidate in zip(detections, candidates)
-        ]
+    share = energy_model.density.vote_share
+    if share > 0 and test_cfg is not None:
+        detections = with_votes(detections, candidates, test_cfg, share)
     if stages.ascent:
         detections = ascend(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
     if stages.rank and energy_model.density.quality_power > 0:
-        detections = rank(energy_model, pyramid, detections)
+        detections = rank(
+            energy_model, pyramid, detections, stages.ascent_per_img
+        )
     if stages.uncertainty:
         detections = describe(
             energy_model, pyramid, detections, stages.uncertainty_per_img
@@ -179,6 +169,32 @@ def order_by_energy(
             )
         )
     return results
+
+
+def with_votes(
+    detections: InstanceList,
+    candidates: InstanceList,
+    test_cfg: ConfigType,
+    share: float,
+) -> InstanceList:
+    """``prior_bboxes``: boxes moved towards the means of their clusters.
+
+    Args:
+        detections: After NMS.
+        candidates: Before it.
+        test_cfg: With ``nms``.
+        share: 0 leaves the boxes where they are, 1 gives the means.
+    """
+    threshold = require_plain_nms(test_cfg).iou_threshold
+    return [
+        _with_fields(
+            detection,
+            prior_bboxes=get_box_tensor(detection.bboxes).lerp(
+                voted_boxes(detection, candidate, threshold), share
+            ),
+        )
+        for detection, candidate in zip(detections, candidates)
+    ]
 
 
 def voted_boxes(
@@ -230,16 +246,24 @@ def ascend(
         energy_model: What is asked about boxes.
         pyramid: Of the batch's maps.
         detections: Where it starts.
-        number: Boxes of an image, by class score, that are moved; -1 for all
-            of them. Log-densities of the others are those of the energy NMS,
-            or else NaN.
+        number: Boxes of an image, by class score, that f is asked about; -1
+            for all of them. The others go to the centres of their priors.
+            Their log-densities are those of the energy NMS, or else NaN.
     """
     chosen = [_best_rows(each, number) for each in detections]
-    boxes = prior_table([each[rows] for each, rows in zip(detections, chosen)])
-    refined = energy_model.refine(pyramid, boxes)
+    moved = [each[rows] for each, rows in zip(detections, chosen)]
+    boxes = box_table(moved)
+    prior = prior_of(energy_model.density, moved)
+    boxes = replace(boxes, corners=prior.centres)
+    if math.isinf(energy_model.density.temperature):  # f has no say
+        ends = prior.centres
+        values = torch.full_like(prior.std, torch.nan)
+    else:
+        refined = energy_model.refine(pyramid, boxes, prior)
+        ends, values = refined.corners, refined.logdensity
     results = []
     for detection, rows, (corners, logdensity) in zip(
-        detections, chosen, boxes.split(refined.corners, refined.logdensity)
+        detections, chosen, boxes.split(ends, values)
     ):
         start = get_box_tensor(detection.bboxes)
         known = detection.get('logdensities')
@@ -248,7 +272,9 @@ def ascend(
         results.append(
             _with_fields(
                 detection,
-                bboxes=start.index_copy(0, rows, corners),
+                bboxes=get_box_tensor(
+                    detection.get('prior_bboxes', start)
+                ).index_copy(0, rows, corners),
                 logdensities=known.index_copy(0, rows, logdensity),
                 initial_bboxes=start,
             )
@@ -260,15 +286,23 @@ def rank(
     energy_model: EnergyModel,
     pyramid: FeaturePyramid,
     detections: InstanceList,
+    number: int,
 ) -> InstanceList:
-    """Scores with the expected quality of the boxes in them."""
-    boxes = box_table(detections)
-    priors = prior_table(detections)
-    quality = energy_model.expected_quality(pyramid, boxes, priors.corners)
+    """Scores with the expected quality of the boxes in them.
+
+    Args:
+        energy_model: What is asked about boxes.
+        pyramid: Of the batch's maps.
+        detections: Placed boxes.
+        number: See :func:`expected_qualities`.
+    """
     power = energy_model.density.quality_power
     results = []
-    for detection, (each,) in zip(detections, boxes.split(quality)):
-        scores = detection.scores * each**power
+    for detection, quality in zip(
+        detections,
+        expected_qualities(energy_model, pyramid, detections, number),
+    ):
+        scores = detection.scores * quality**power
         order = scores.argsort(descending=True, stable=True)
         results.append(
             _with_fields(
@@ -276,6 +310,40 @@ def rank(
             )[order]
         )
     return results
+
+
+def expected_qualities(
+    energy_model: EnergyModel,
+    pyramid: FeaturePyramid,
+    detections: InstanceList,
+    number: int,
+) -> list[Tensor]:
+    """Expected quality (K,) of the placed boxes of each image.
+
+    Args:
+        energy_model: What is asked about boxes.
+        pyramid: Of the batch's maps.
+        detections: Placed boxes.
+        number: Boxes of an image, by class score, for which f is asked; -1
+            for all of them. The prior alone judges the others.
+    """
+    density = energy_model.density
+    boxes = box_table(detections)
+    prior = prior_of(density, detections)
+    quality = expected_quality(None, boxes.corners, density, prior)
+    if not math.isinf(density.temperature):
+        starts = accumulate([0, *boxes.counts])
+        rows = torch.cat(
+            [
+                _best_rows(each, number) + start
+                for each, start in zip(detections, starts)
+            ]
+        )
+        known = energy_model.expected_quality(
+            pyramid, boxes.rows(rows), prior.rows(rows)
+        )
+        quality = quality.index_copy(0, rows, known)
+    return [each for (each,) in boxes.split(quality)]
 
 
 def describe(
@@ -295,8 +363,9 @@ def describe(
     """
     chosen = [_best_rows(each, number) for each in detections]
     looked_at = [each[rows] for each, rows in zip(detections, chosen)]
-    boxes, priors = box_table(looked_at), prior_table(looked_at)
-    known = energy_model.uncertainty(pyramid, boxes, priors.corners)
+    boxes = box_table(looked_at)
+    prior = prior_of(energy_model.density, looked_at)
+    known = energy_model.uncertainty(pyramid, boxes, prior)
     results = []
     for detection, rows, (std, logprob) in zip(
         detections, chosen, boxes.split(known.std, known.logprob)
@@ -379,7 +448,7 @@ def energy_nms(
     return keep[rank], cluster_scores
 
 
-def _after_nms(candidates: InstanceData, test_cfg: ConfigType) -> InstanceData:
+def after_nms(candidates: InstanceData, test_cfg: ConfigType) -> InstanceData:
     """The detector's own result: its NMS of the candidates."""
     candidates = _copied(candidates)
     nms_cfg = require_plain_nms(test_cfg)
@@ -421,20 +490,25 @@ def box_table(detections: InstanceList) -> Boxes:
     )
 
 
-def prior_table(detections: InstanceList) -> Boxes:
-    """Where the detector's evidence alone puts the boxes.
+def prior_of(density: BoxDensity, detections: InstanceList) -> BoxPrior:
+    """What the detector alone says of the boxes of a batch.
 
-    These are the means of the clusters if there was a vote, and else the
-    boxes before the ascent.
+    Centres are the means of clusters after a vote, and else the boxes before
+    the ascent. Scores are those of the classes.
     """
-    names = ('prior_bboxes', 'initial_bboxes', 'bboxes')
-    return Boxes.from_images(
-        [
-            get_box_tensor(d[next(name for name in names if name in d)])
-            for d in detections
-        ],
-        [d.labels for d in detections],
+    centres = _first_field(
+        detections, 'prior_bboxes', 'initial_bboxes', 'bboxes'
     )
+    scores = _first_field(detections, 'class_scores', 'scores')
+    return density.prior(
+        torch.cat([get_box_tensor(each) for each in centres]),
+        torch.cat(scores),
+    )
+
+
+def _first_field(detections: InstanceList, *names: str) -> list:
+    """Of each image, the first field that there is."""
+    return [d[next(n for n in names if n in d)] for d in detections]
 
 
 def _with_fields(instances: InstanceData, **fields: Tensor) -> InstanceData:

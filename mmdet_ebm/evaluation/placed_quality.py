@@ -1,0 +1,314 @@
+"""What placed boxes are worth on held-out images, and the choice by it.
+
+AP of a few hundred images is noisy. The mean quality of matched boxes, with
+and without placing, is not: it compares the same boxes. So it chooses how far
+f and the clusters are trusted, and AP only has a veto.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmdet.utils import InstanceList
+from mmengine.structures import InstanceData
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from ..core import quality
+from ..models import EnergyDetector
+from ..models.detectors.refinement import (
+    ascend,
+    box_table,
+    expected_qualities,
+    to_original_frame,
+)
+from ..ops import FeaturePyramid
+from .bootstrap import MatchedDetections
+from .density_fit import (
+    detect_with_votes,
+    fit_shape,
+    match_densities,
+    matched_rows,
+)
+
+# Matches that are enough to choose by.
+_MAX_MATCHES = 4000
+# Exponents of the expected quality that are tried.
+POWERS = (0.0, 0.25, 0.5, 1.0)
+# An f that is trusted this many times less than its likelihood says.
+_CAUTION = (1.0, 2.0, 4.0)
+# A difference of AP that says nothing.
+_TIE = 5e-4
+# The detector as it is.
+STAY = dict(temperature=math.inf, vote_share=0.0)
+
+
+@dataclass
+class PlacedBoxes:
+    """What one setting of the density makes of held-out images.
+
+    Attributes:
+        gains: Of each image, the gains of quality of its matched boxes,
+            weighted by their scores.
+        results: For each image its detections in original pixels, with
+            ``quality``, the expected one.
+    """
+
+    gains: list[float] = field(default_factory=list)
+    results: InstanceList = field(default_factory=list)
+
+
+@dataclass
+class Placed:
+    """The same for several settings.
+
+    Attributes:
+        settings: Of each setting, by its place in the list.
+        weight: Sum of the scores of all matched boxes.
+        truth: The annotations.
+    """
+
+    settings: list[PlacedBoxes]
+    weight: float
+    truth: COCO
+
+    def gain(self, setting: int) -> tuple[float, float]:
+        """Mean gain of quality over the plain detector, and its error."""
+        gains = np.array(self.settings[setting].gains)
+        error = gains.std() * math.sqrt(len(gains))
+        return gains.sum() / self.weight, error / self.weight
+
+    def average_precision(
+        self, setting: int, power: float | None
+    ) -> dict[str, float]:
+        """AP, AP50, ... with an exponent of the expected quality.
+
+        Args:
+            setting: Which one.
+            power: The exponent; None for the detector's boxes and scores.
+        """
+        results = self.settings[setting].results
+        rows = [
+            row
+            for image, instances in enumerate(results)
+            for row in _results(image, instances, power)
+        ]
+        return MatchedDetections(self.truth, rows).average_precision()
+
+
+def place(
+    model: EnergyDetector,
+    batches: Iterable[dict],
+    settings: Sequence[Mapping[str, float]],
+) -> Placed:
+    """Place the boxes of held-out images under several settings.
+
+    Args:
+        model: In eval mode; its density is as before at the end.
+        batches: Of a test pipeline's loader; annotations are in
+            original-image pixels. Reading ends after 4,000 matches.
+        settings: Numbers of the density, by name.
+    """
+    placed = [PlacedBoxes() for _ in settings]
+    images: list[dict] = []
+    annotations: list[dict] = []
+    weight, matches = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            found, pyramid, samples = detect_with_votes(model, batch)
+            rows, truth = matched_rows(found, samples)
+            boxes = box_table(found)
+            scores = torch.cat([each.scores for each in found])[rows]
+            image = boxes.image_index[rows]
+            weight, matches = weight + float(scores.sum()), matches + len(rows)
+            before = _quality_of(boxes.corners[rows], truth)
+            for sample in samples:
+                annotations += _annotations(len(images), sample, annotations)
+                images.append(dict(id=len(images)))
+            for numbers, each in zip(settings, placed):
+                results = _placed(model, found, pyramid, numbers)
+                after = box_table(results).corners[rows]
+                gain = scores * (_quality_of(after, truth) - before)
+                per_image = gain.new_zeros(len(found))
+                each.gains += per_image.index_add(0, image, gain).tolist()
+                each.results += [
+                    to_original_frame(one, sample.metainfo).cpu()
+                    for one, sample in zip(results, samples)
+                ]
+            if matches >= _MAX_MATCHES:
+                break
+    labels = [each.labels for each in placed[0].results] if placed else []
+    return Placed(placed, weight, _coco(images, annotations, labels))
+
+
+def _placed(
+    model: EnergyDetector,
+    found: InstanceList,
+    pyramid: FeaturePyramid,
+    numbers: Mapping[str, float],
+) -> InstanceList:
+    """Detections under a setting, with their expected quality."""
+    energy_model = model.energy_model
+    density = energy_model.density
+    usual = density.numbers()
+    try:
+        density.set_numbers(**numbers)
+        share = density.vote_share
+        start = []
+        for each in found:
+            each = _copied(each)
+            if 'prior_bboxes' in each:
+                boxes = get_box_tensor(each.bboxes)
+                each.prior_bboxes = boxes.lerp(each.prior_bboxes, share)
+            start.append(each)
+        number = model.refinement.ascent_per_img
+        placed = ascend(energy_model, pyramid, start, number)
+        expected = expected_qualities(energy_model, pyramid, placed, number)
+    finally:
+        density.set_numbers(**usual)
+    for each, values in zip(placed, expected):
+        each.quality = values
+    return placed
+
+
+def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
+    """Fit a model's density and say what came out.
+
+    The likelihood of the annotations gives the shape of the density, for
+    priors around the detector's boxes and around the means of their clusters.
+    Among these and more cautious ones, the quality of the placed boxes
+    decides; its gain must be larger than its error, else boxes stay. Then AP
+    gives the exponent of the expected quality, and has a veto.
+
+    Args:
+        model: In eval mode; its density is changed in place.
+        batches: Held-out images, read twice; see ``match_densities``.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        ValueError: If no detection matches an annotation.
+    """
+    density = model.energy_model.density
+    matched = match_densities(model, batches)
+    votes = (0.0, 1.0) if model.box_source.can_be_ordered else (0.0,)
+    settings, gains = [STAY], [0.0]
+    for vote_share in votes:
+        shape = fit_shape(matched, vote_share)
+        gain = shape.pop('gain')
+        for caution in (*_CAUTION, math.inf):
+            temperature = caution * shape['temperature']
+            settings.append(
+                dict(shape, temperature=temperature, vote_share=vote_share)
+            )
+            gains.append(gain)
+    placed = place(model, batches, settings)
+    # The plain detector comes first: others must be better than it.
+    best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
+    plain = placed.average_precision(0, None)['AP']
+    ap = {
+        power: placed.average_precision(best, power)['AP'] for power in POWERS
+    }
+    power = largest_good_power(ap)
+    text = f'AP {100 * plain:.1f} plain, {100 * ap[power]:.1f} refined.'
+    if ap[power] < plain:
+        best, power = 0, 0.0
+        text += ' Refinement does not help here, so boxes will stay.'
+    gain, error = placed.gain(best)
+    density.set_numbers(**settings[best], quality_power=power)
+    density.fitted = True
+    return (
+        f'Density fitted on held-out images: {density.extra_repr()}. '
+        f'f tells {gains[best]:.2f} nats of an annotation more than the '
+        f'detector does. Placed boxes gain {100 * gain:.2f} +- '
+        f'{100 * error:.2f} points of quality. {text}'
+    )
+
+
+def largest_good_power(ap: Mapping[float, float]) -> float:
+    """The largest exponent within 0.05 points of the best AP."""
+    enough = max(ap.values()) - _TIE
+    return max(power for power, value in ap.items() if value >= enough)
+
+
+def _sure_gain(placed: Placed, setting: int) -> float:
+    gain, error = placed.gain(setting)
+    return gain - error
+
+
+def _quality_of(boxes: Tensor, truth: Tensor) -> Tensor:
+    return quality(bbox_overlaps(boxes, truth, is_aligned=True))
+
+
+def _coco(
+    images: list[dict], annotations: list[dict], labels: Sequence[Tensor]
+) -> COCO:
+    classes = {each['category_id'] for each in annotations}
+    classes |= {label for each in labels for label in each.tolist()}
+    truth = COCO()
+    truth.dataset = dict(
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=c, name=str(c)) for c in sorted(classes)],
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _annotations(
+    image: int, sample: DetDataSample, known: Sequence[dict]
+) -> list[dict]:
+    rows = []
+    for name, crowd in (('gt_instances', 0), ('ignored_instances', 1)):
+        if name not in sample:
+            continue
+        truth = sample.get(name)
+        for (x1, y1, x2, y2), label in zip(
+            get_box_tensor(truth.bboxes).tolist(), truth.labels.tolist()
+        ):
+            width, height = x2 - x1, y2 - y1
+            rows.append(
+                dict(
+                    id=len(known) + len(rows) + 1,
+                    image_id=image,
+                    category_id=label,
+                    bbox=[x1, y1, width, height],
+                    area=width * height,
+                    iscrowd=crowd,
+                )
+            )
+    return rows
+
+
+def _results(
+    image: int, instances: InstanceData, power: float | None
+) -> list[dict]:
+    """The detections in COCO's form; the detector's own without a power."""
+    if power is None:
+        boxes, scores = instances.initial_bboxes, instances.scores
+    else:
+        boxes = instances.bboxes
+        scores = instances.scores * instances.quality**power
+    return [
+        dict(
+            image_id=image,
+            category_id=label,
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            score=score,
+        )
+        for (x1, y1, x2, y2), score, label in zip(
+            boxes.tolist(), scores.tolist(), instances.labels.tolist()
+        )
+    ]
+
+
+def _copied(instances: InstanceData) -> InstanceData:
+    return InstanceData(metainfo=instances.metainfo, **dict(instances.items()))

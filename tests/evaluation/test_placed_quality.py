@@ -1,0 +1,133 @@
+"""Placed boxes decide how far f is trusted, and never below the detector."""
+
+import math
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
+
+from mmdet_ebm.core import quality
+from mmdet_ebm.evaluation import placed_quality
+from mmdet_ebm.evaluation.density_fit import detect_with_votes, matched_rows
+from mmdet_ebm.evaluation.placed_quality import (
+    POWERS,
+    STAY,
+    fit_model,
+    largest_good_power,
+    place,
+)
+
+from .held_out import Passes, batches, fittable_model
+
+MOVES = dict(temperature=1.0, side_std=0.2, vote_share=0.0)
+VOTES = dict(temperature=math.inf, vote_share=1.0)
+
+
+@pytest.fixture
+def model():
+    return fittable_model()
+
+
+@pytest.fixture
+def data(model):
+    data = batches(model)
+    model.data_preprocessor = Passes()
+    return data
+
+
+def test_boxes_that_stay_gain_nothing(model, data):
+    placed = place(model, data, [STAY, MOVES])
+    assert placed.gain(0) == (0, 0)
+    plain = placed.average_precision(0, None)
+    assert placed.average_precision(0, 0.0) == plain
+    assert placed.average_precision(1, None) == plain
+    assert placed.gain(1)[0] != 0
+
+
+def test_a_gain_is_that_of_the_matched_boxes_weighted_by_score(model, data):
+    found, _, samples = detect_with_votes(model, data[0])
+    rows, truth = matched_rows(found, samples)
+    before, after = (
+        torch.cat([each[name] for each in found])[rows]
+        for name in ('bboxes', 'prior_bboxes')
+    )
+    scores = torch.cat([each.scores for each in found])[rows]
+    worth = [
+        quality(bbox_overlaps(boxes, truth, is_aligned=True))
+        for boxes in (before, after)
+    ]
+    expected = (scores * (worth[1] - worth[0])).sum() / scores.sum()
+    gain, _ = place(model, data, [VOTES]).gain(0)
+    assert gain == pytest.approx(float(expected), abs=1e-6)
+    assert gain != 0
+
+
+def test_a_look_leaves_the_density_and_the_stages_as_they_were(model, data):
+    density = model.energy_model.density
+    before = density.numbers(), model.refinement
+    place(model, data, [MOVES, VOTES])
+    assert (density.numbers(), model.refinement) == before
+
+
+def test_a_model_is_fitted_in_place_and_never_below_the_detector(model, data):
+    text = fit_model(model, data)
+    density = model.energy_model.density
+    assert density.fitted
+    assert 'fitted on held-out images' in text
+    numbers = density.numbers()
+    power = numbers.pop('quality_power')
+    placed = place(model, data, [numbers])
+    plain = placed.average_precision(0, None)['AP']
+    assert placed.average_precision(0, power)['AP'] >= plain > 0
+
+
+def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
+    model, data, monkeypatch
+):
+    class Worse:
+        """All settings but the first lose."""
+
+        def gain(self, setting):
+            return (-0.1 * (setting > 0), 0.05)
+
+        def average_precision(self, setting, power):
+            return dict(AP=0.5)
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Worse())
+    text = fit_model(model, data)
+    density = model.energy_model.density
+    assert math.isinf(density.temperature) and density.vote_share == 0
+    assert density.fitted and 'AP 50.0 plain, 50.0 refined' in text
+
+
+def test_ap_has_a_veto(model, data, monkeypatch):
+    class Misleading:
+        """Quality rises and AP falls."""
+
+        def gain(self, setting):
+            return (0.1 * (setting > 0), 0.05)
+
+        def average_precision(self, setting, power):
+            return dict(AP=0.5 if power is None else 0.4)
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Misleading())
+    text = fit_model(model, data)
+    density = model.energy_model.density
+    assert math.isinf(density.temperature) and density.quality_power == 0
+    assert 'boxes will stay' in text
+
+
+def test_the_largest_exponent_that_is_as_good_is_taken():
+    ap = dict(zip(POWERS, (0.4, 0.4206, 0.4203, 0.41)))
+    assert largest_good_power(ap) == 0.5
+
+
+def test_images_without_a_match_are_refused(model, data):
+    (batch,) = data
+    for sample in batch['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    with pytest.raises(ValueError, match='nothing to fit'):
+        fit_model(model, [batch])
+    assert isinstance(batch['data_samples'][0], DetDataSample)
+    assert not model.energy_model.density.fitted
