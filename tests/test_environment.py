@@ -22,7 +22,7 @@ from .small_models import ROOT
         ('mmcv', '2.2.0', r'mmcv>=2.0.0,<2.2.0, found 2.2.0'),
         ('mmdet', '2.28.1', r'mmdet>=3.2.0,<4.0.0, found 2.28.1'),
         ('mmengine', '0.7.0', r'mmengine>=0.10.0,<1.0.0, found 0.7.0'),
-        ('torch', '1.13.1+cu117', r'torch>=2.0.0, found 1.13.1'),
+        ('torch', '2.5.1+cu121', r'torch>=2.6.0, found 2.5.1'),
     ],
 )
 def test_unsupported_versions_are_named(monkeypatch, package, version, wanted):
@@ -45,7 +45,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError('no such module')
 
     monkeypatch.setattr(environment.importlib, 'import_module', fail)
-    with pytest.raises(ImportError, match='mmdet_ebm needs torch>=2.0.0'):
+    with pytest.raises(ImportError, match='mmdet_ebm needs torch>=2.6.0'):
         environment.check_versions()
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner.checkpoint import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
+from ..checkpoint_files import load_checkpoint_file
 from ..models import EnergyDetector, EnergyModel
 from ..models.detectors.checkpoint_keys import ENERGY_MODEL, rename_old_keys
 
@@ -25,32 +25,8 @@ def exit_with_message() -> Iterator[None]:
     """End a command with the message of an error, without a traceback."""
     try:
         yield
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-
-
-def load_checkpoint_file(checkpoint: str | Path) -> dict:
-    """Load a checkpoint file to the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a checkpoint.
-    """
-    if '://' not in str(checkpoint) and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint at {checkpoint}')
-    try:
-        loaded = CheckpointLoader.load_checkpoint(
-            str(checkpoint), map_location='cpu'
-        )
-    except Exception as error:
-        raise ValueError(
-            f'{checkpoint} cannot be read as a checkpoint: {error}'
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(
-            f'{checkpoint} holds a {type(loaded).__name__}, not a checkpoint'
-        )
-    return loaded
 
 
 def require_registered(config: Config) -> None:
@@ -100,9 +76,12 @@ def require_energy_model(model: nn.Module) -> None:
 
 
 def require_weights(
-    model: nn.Module, checkpoint: str | Path, detector_only: bool = False
+    model: nn.Module,
+    checkpoint: str | Path,
+    detector_only: bool = False,
+    loaded: dict | None = None,
 ) -> None:
-    """A checkpoint must hold what a model needs, in its shapes.
+    """Load the weights, all that a model needs and in its shapes.
 
     mmengine merely warns, and leaves what does not fit at random: boxes would
     be refined, or an energy model trained, on noise.
@@ -111,12 +90,14 @@ def require_weights(
         model: Built from the config; may be wrapped.
         checkpoint: To be loaded.
         detector_only: The energy model's own weights need not be there.
+        loaded: What the checkpoint holds, if it has been read already.
     """
-    loaded = load_checkpoint_file(checkpoint)
+    loaded = load_checkpoint_file(checkpoint) if loaded is None else loaded
     model = unwrapped(model)
     state = {
         re.sub('^(module[.])+', '', key): value
         for key, value in loaded.get('state_dict', loaded).items()
+        if isinstance(value, Tensor) or key.endswith('_extra_state')
     }
     if isinstance(model, EnergyDetector):
         rename_old_keys(state)
@@ -154,12 +135,12 @@ def _load(model: nn.Module, state: dict) -> list[str]:
     """
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError as error:
+    except Exception as error:  # modules read what a stranger may have written
         shapes = re.findall(
             r'size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]', str(error)
         )
         if not shapes:
-            raise
+            return [' '.join(str(error).split())]
         return [
             f'{key} has shape ({found}) in the checkpoint and ({expected})'
             ' by the config'

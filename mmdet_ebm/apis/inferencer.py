@@ -41,12 +41,14 @@ class EnergyDetInferencer:
 
     Args:
         model: Config file or config; None takes the one that mmengine stored
-            in the checkpoint.
+            in the checkpoint, if ``run_stored_config`` is True.
         weights: Checkpoint file.
         device: For example 'cuda:0'; None takes the first GPU, or the CPU if
             there is none.
         cfg_options: Changes to the config.
         show_progress: Whether to show a progress bar.
+        run_stored_config: Run the text in the checkpoint as a config, which
+            is Python code. Only for checkpoints whose maker you trust.
 
     Attributes:
         classes: Names of the labels.
@@ -64,13 +66,16 @@ class EnergyDetInferencer:
         device: str | None = None,
         cfg_options: dict | None = None,
         show_progress: bool = True,
+        run_stored_config: bool = False,
     ) -> None:
         if weights is None:
             raise ValueError(
                 'weights must name a checkpoint: random ones '
                 'would detect nothing'
             )
-        self.model = build_model(model, weights, device, cfg_options)
+        self.model = build_model(
+            model, weights, device, cfg_options, run_stored_config
+        )
         require_energy_model(self.model)
         self.classes = tuple(self.model.dataset_meta['classes'])
         self.show_progress = show_progress

@@ -14,10 +14,10 @@ import torch
 from mmdet.datasets import CocoDataset
 from torch import Tensor, nn
 
+from ..checkpoint_files import load_checkpoint_file
 from ..models import EnergyDetector
 from ..models.detectors.checkpoint_keys import ENERGY_MODEL as ENERGY
 from ..models.detectors.checkpoint_keys import rename_old_keys
-from .checks import load_checkpoint_file
 
 # What names begin with, there and here.
 RENAMED = {

@@ -1,5 +1,6 @@
 """Build a detector with its weights; refuse weights that do not fit."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,9 +9,9 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
+from ..checkpoint_files import load_checkpoint_file
 from .checks import (
     dataset_meta,
-    load_checkpoint_file,
     require_classes,
     require_registered,
     require_weights,
@@ -22,15 +23,19 @@ def build_model(
     checkpoint: str | Path,
     device: str | None = None,
     cfg_options: dict | None = None,
+    run_stored_config: bool = False,
 ) -> nn.Module:
     """Build a detector with its weights, in eval mode.
 
     Args:
-        config: Config file or config; None takes the one in the checkpoint.
+        config: Config file or config; None takes the one in the checkpoint,
+            if ``run_stored_config`` is True.
         checkpoint: Weights, including those of the energy model.
         device: For example 'cuda:0'; None takes the first GPU, or the CPU if
             there is none.
         cfg_options: Changes to the config.
+        run_stored_config: Run the text in the checkpoint as a config, which
+            is Python code. Only for checkpoints whose maker you trust.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -39,11 +44,18 @@ def build_model(
     """
     loaded = load_checkpoint_file(checkpoint)
     if config is None:
-        if 'cfg' not in loaded.get('meta', {}):
+        text = loaded.get('meta', {}).get('cfg')
+        if not isinstance(text, str):
             raise ValueError(
                 f'{checkpoint} does not hold its config; name the config file'
             )
-        config = Config.fromstring(loaded['meta']['cfg'], '.py')
+        if not run_stored_config:
+            raise ValueError(
+                f'no config is named, and the one in {checkpoint} is code, '
+                'which would be run. Name the config file; or, if you trust '
+                'whoever made the checkpoint, set run_stored_config=True'
+            )
+        config = Config.fromstring(text, '.py')
     elif isinstance(config, (str, Path)):
         config = Config.fromfile(config)
     if cfg_options:
@@ -56,18 +68,17 @@ def build_model(
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'cannot compute on {device}: {reason}') from error
-    model = init_detector(
-        config, str(checkpoint), device=device, cfg_options={}
-    )
-    require_weights(model, checkpoint)
-    if 'classes' in dataset_meta(loaded):
+    with warnings.catch_warnings(record=True):
+        # It says that there is no checkpoint; the weights come below.
+        model = init_detector(config, device=device, cfg_options={})
+    require_weights(model, checkpoint, loaded=loaded)
+    meta = dataset_meta(loaded)
+    if 'classes' in meta:
         where = str(checkpoint)
     else:
         dataset = dict(config.test_dataloader.dataset, lazy_init=True)
-        model.dataset_meta = dict(
-            model.dataset_meta,
-            classes=DATASETS.build(dataset).metainfo['classes'],
-        )
+        meta = DATASETS.build(dataset).metainfo
         where = 'test_dataloader.dataset'
+    model.dataset_meta = {**model.dataset_meta, **meta}
     require_classes(model, model.dataset_meta['classes'], where)
     return model
