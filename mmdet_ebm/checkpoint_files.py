@@ -9,7 +9,7 @@ class or function of this module here, which takes plain numbers only.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os.path import expanduser
 from pathlib import Path
 from pickle import UnpicklingError
@@ -92,43 +92,52 @@ def load_checkpoint_file(checkpoint: str | Path) -> dict:
         raise ValueError(
             f'{checkpoint} cannot be read as a checkpoint: {_reason(error)}'
         ) from error
-    _require(loaded, Mapping, f'{checkpoint}')
-    for key in loaded:
-        _require(key, str, f'a key in {checkpoint}')
-    if 'state_dict' in loaded:
-        _require(loaded['state_dict'], Mapping, f'state_dict in {checkpoint}')
-        for key in loaded['state_dict']:
-            _require(key, str, f'a key of state_dict in {checkpoint}')
-    meta = loaded.get('meta', {})
-    _require(meta, Mapping, f'meta in {checkpoint}')
-    data = meta.get('dataset_meta', {})
-    _require(data, Mapping, f'meta.dataset_meta in {checkpoint}')
-    for key in data:
-        _require(key, str, f'a key of meta.dataset_meta in {checkpoint}')
-    for place in (data, meta):
-        for key, value in place.items():
-            if key not in ('classes', 'CLASSES'):
-                continue
-            where = f'the classes in meta of {checkpoint}'
-            _require(value, Sequence, where)
-            for name in [value] if isinstance(value, str) else value:
-                _require(name, str, f'a name in {where}')
+    try:
+        _require_structure(loaded)
+    except ValueError as error:
+        raise ValueError(
+            f'{checkpoint} is not a checkpoint: {error}'
+        ) from error
     return loaded
+
+
+def _require_structure(loaded: Any) -> None:
+    _require_names(loaded, 'the file')
+    if 'state_dict' in loaded:
+        _require_names(loaded['state_dict'], 'state_dict')
+    weights = loaded.get('state_dict', loaded)
+    versions = getattr(weights, '_metadata', {})
+    for version in (versions, *_require_names(versions, 'its versions')):
+        _require_names(version, 'its versions')
+    meta = loaded.get('meta', {})
+    _require_names(meta, 'meta')
+    data = meta.get('dataset_meta', {})
+    _require_names(data, 'meta.dataset_meta')
+    for key, classes in (*data.items(), *meta.items()):
+        if key.lower() == 'classes' and not (
+            isinstance(classes, (list, tuple))
+            and all(isinstance(name, str) for name in classes)
+        ):
+            raise ValueError(f'meta.{key} should be a list of names')
+
+
+def _require_names(value: Any, where: str) -> list:
+    """Require a dictionary with text as keys; gives its values."""
+    if not isinstance(value, Mapping):
+        kind = type(value).__name__
+        raise ValueError(f'{where} should hold values by name, is of {kind}')
+    for key in value:
+        if not isinstance(key, str):
+            raise ValueError(f'{where} has the key {key!r}, which is no text')
+    return list(value.values())
 
 
 def _reason(error: Exception) -> str:
     """The fault, without torch's advice to read the file without limits."""
     text = str(error).partition('WeightsUnpickler error: ')[2] or str(error)
-    line = text.strip().partition('\n')[0].partition(' Please use')[0]
+    line = text.strip().partition('\n')[0]
+    line = re.split(' Please use| In PyTorch', line, maxsplit=1)[0]
     return f'{type(error).__name__}: {line}'
-
-
-def _require(value, kind: type, where: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(
-            f'{where} should be a {kind.__name__.lower()}, got a '
-            f'{type(value).__name__}: this is not a checkpoint'
-        )
 
 
 class _Dtype:

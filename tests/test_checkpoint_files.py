@@ -1,5 +1,6 @@
 """Checkpoints are read, and nothing in them is run."""
 
+import collections
 import functools
 import http.server
 import io
@@ -177,3 +178,48 @@ def test_a_history_brings_no_functions(tmp_path):
     path = saved(tmp_path / 'a.pth', h=Built(state, HistoryBuffer))
     loaded = load_checkpoint_file(path)['h']
     assert loaded.statistics('mean') == 2
+
+
+def with_versions(versions):
+    """A dictionary of weights with what torch notes beside it."""
+    weights = collections.OrderedDict(w=torch.ones(1))
+    weights._metadata = versions
+    return weights
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        None,
+        [1],
+        torch.ones(2),
+        {1: torch.ones(2)},
+        dict(state_dict=None),
+        dict(state_dict=[1]),
+        dict(state_dict={1: torch.ones(2)}),
+        dict(state_dict=with_versions(5)),
+        with_versions({'': 5}),
+        dict(meta=None),
+        dict(meta=[1]),
+        dict(meta=dict(dataset_meta=None)),
+        dict(meta=dict(dataset_meta={1: 2})),
+        dict(meta=dict(dataset_meta=dict(classes=3))),
+        dict(meta=dict(dataset_meta=dict(Classes=(None, None)))),
+        dict(meta=dict(CLASSES='abc')),
+    ],
+    ids=str,
+)
+def test_what_has_not_the_form_of_a_checkpoint_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='a.pth is not a checkpoint: '):
+        load_checkpoint_file(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'text', b'\x80', bytes(5000), b'PK\5\6' + bytes(18)]
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / 'a.pth').write_bytes(content)
+    with pytest.raises(ValueError, match='cannot be read as') as caught:
+        load_checkpoint_file(tmp_path / 'a.pth')
+    assert 'weights_only=False' not in str(caught.value)

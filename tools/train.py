@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
+from mmdet_ebm.checkpoint_files import load_checkpoint_file
 from mmdet_ebm.engine import (
     fit_at_the_end,
     join_processes,
@@ -107,12 +108,14 @@ def build_config(args: argparse.Namespace) -> Config:
                 f'{cfg.get("auto_scale_lr")}'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume == 'auto':
+    if args.resume == 'auto' or (
+        args.resume is None and cfg.get('resume') and not cfg.get('load_from')
+    ):
         # Nothing to resume yet: start from load_from, which an energy model
         # on a frozen detector cannot do without.
         latest = latest_checkpoint(cfg.work_dir)
-        if latest is not None:
-            cfg.resume, cfg.load_from = True, latest
+        cfg.resume = latest is not None
+        cfg.load_from = latest or cfg.get('load_from')
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     if (
@@ -136,6 +139,10 @@ def build_runner(cfg: Config) -> Runner:
     """The runner, if what it needs is there and fits together."""
     with checks.exit_with_message():
         checks.require_registered(cfg)
+        if cfg.get('resume'):
+            checks.require_resumable(cfg.load_from)
+        elif cfg.get('load_from'):
+            load_checkpoint_file(cfg.load_from)  # refuses what is none
         removed = []
         if trains_energy_alone(cfg) and not cfg.get('keep_crops'):
             removed = remove_crops(cfg)

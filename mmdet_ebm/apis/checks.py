@@ -127,6 +127,30 @@ def require_weights(
     )
 
 
+def require_resumable(checkpoint: str | Path) -> None:
+    """A checkpoint must be of a training, which can go on from it."""
+    loaded = load_checkpoint_file(checkpoint)
+    counts = loaded.get('meta', {})
+    stored = loaded.get('message_hub')
+    lacking = [
+        f'meta.{name}'
+        for name in ('epoch', 'iter')
+        if not isinstance(counts.get(name), int) or counts[name] < 0
+    ]
+    lacking += [
+        f'message_hub.{name}'
+        for name in ('log_scalars', 'runtime_info', 'resumed_keys')
+        if not isinstance(stored, dict)
+        or not isinstance(stored.get(name), dict)
+    ]
+    if lacking:
+        raise ValueError(
+            f'{checkpoint} cannot be resumed, it is not of a training of '
+            f'mmengine (there is no {", ".join(lacking)}). To start a new '
+            'training from its weights, set load_from instead of --resume'
+        )
+
+
 def _load(model: nn.Module, state: dict) -> list[str]:
     """Load the weights that fit; describe those that do not.
 

@@ -1,6 +1,7 @@
 """Checkpoints that remain usable if the process is killed."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from boltons.fileutils import atomic_save
@@ -8,6 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
+
+from ..checkpoint_files import load_checkpoint_file
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -70,11 +73,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """Find the newest complete checkpoint of a training; None without any.
+    """Find the newest whole checkpoint of a training; None without any.
 
-    This is the one that the file ``last_checkpoint`` names. If the process
-    was killed while it wrote that file, or if the named file is missing or
-    truncated, it is the newest complete ``epoch_*.pth`` or ``iter_*.pth``.
+    This is the one that the file ``last_checkpoint`` names. If that file or
+    the checkpoint is missing or damaged, by a kill or by a disk, it is the
+    newest whole one of ``epoch_*.pth`` and ``iter_*.pth``.
     """
     folder = Path(work_dir)
     candidates = sorted(
@@ -83,9 +86,18 @@ def latest_checkpoint(work_dir: str) -> str | None:
         reverse=True,
     )
     record = folder / 'last_checkpoint'
-    if record.exists() and record.read_text().strip():
-        candidates.insert(0, Path(record.read_text().strip()))
-    # torch writes zip files. Their directory comes last, so a truncated file
-    # is not one.
-    complete = filter(zipfile.is_zipfile, candidates)
-    return next(map(str, complete), None)
+    if record.is_file():
+        name = record.read_text(errors='surrogateescape').strip()
+        candidates.insert(0, Path(name))
+    return next((str(path) for path in candidates if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        # torch writes zip files, and does not look at their checksums.
+        with zipfile.ZipFile(path) as file:
+            intact = file.testzip() is None
+        load_checkpoint_file(path)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
+    return intact

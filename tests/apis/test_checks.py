@@ -5,7 +5,11 @@ import torch
 from mmdet.models import DetTTAModel
 from mmengine.config import ConfigDict
 
-from mmdet_ebm.apis.checks import number_of_classes, require_weights
+from mmdet_ebm.apis.checks import (
+    number_of_classes,
+    require_resumable,
+    require_weights,
+)
 
 from ..small_models import bccd_cfg, build, energy_model_cfg
 
@@ -99,3 +103,39 @@ def test_models_that_read_class_names_take_any_number(plain_cfg):
     model = build(plain_cfg)
     model.language_model = torch.nn.Identity()
     assert number_of_classes(model) is None
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        5,
+        None,
+        [1.0],
+        torch.ones(1).to_sparse(),
+        torch.ones(64, 3, 7, 7, device='meta'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_weights_that_are_none_are_refused(plain_cfg, tmp_path, value):
+    model = build(plain_cfg)
+    state = model.state_dict()
+    state['backbone.conv1.weight'] = value
+    torch.save(state, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='is not of the model of this'):
+        require_weights(model, tmp_path / 'a.pth')
+
+
+def test_only_a_training_can_be_resumed(tmp_path):
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    meta = dict(epoch=1, iter=8)
+    for content, lacking in (
+        (dict(w=torch.ones(1)), 'meta.epoch, meta.iter, message_hub.log_'),
+        (dict(meta=meta), 'message_hub.log_scalars'),
+        (dict(meta=dict(meta, iter='8'), message_hub=hub), 'meta.iter'),
+        (dict(meta=meta, message_hub=dict(hub, resumed_keys=1)), 'resumed_'),
+    ):
+        torch.save(content, tmp_path / 'a.pth')
+        with pytest.raises(ValueError, match=f'no {lacking}|hub.{lacking}'):
+            require_resumable(tmp_path / 'a.pth')
+    torch.save(dict(meta=meta, message_hub=hub), tmp_path / 'a.pth')
+    require_resumable(tmp_path / 'a.pth')

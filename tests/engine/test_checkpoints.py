@@ -36,6 +36,25 @@ def test_a_killed_writer_leaves_an_older_checkpoint(tmp_path, record):
     assert latest_checkpoint(tmp_path) == str(second)
 
 
+@pytest.mark.parametrize('damage', ['flipped bits', 'other content', 'zeros'])
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, damage):
+    """As after a fault of the disk; the newest one still is a zip file."""
+    first, second = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
+    if damage == 'other content':
+        torch.save([1], second)
+    else:
+        content = second.read_bytes()
+        spoilt = content.replace(b'iteration', b'iterAtion')
+        assert spoilt != content
+        second.write_bytes(
+            spoilt if damage == 'flipped bits' else bytes(len(content))
+        )
+    for record in (str(second), '\0' * 20, '\udcff'):
+        record = record.encode('utf-8', 'surrogateescape')
+        (tmp_path / 'last_checkpoint').write_bytes(record)
+        assert latest_checkpoint(tmp_path) == str(first)
+
+
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'iter_1.pth'
     backend = AtomicLocalBackend()
