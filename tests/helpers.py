@@ -1,5 +1,6 @@
 """Files and commands that tests of several folders use."""
 
+import os
 import runpy
 import sys
 
@@ -103,12 +104,27 @@ def write_damaged_files(folder):
     (folder / 'empty.jpg').touch()
     yield folder / 'empty.jpg', 'the file is empty'
     (folder / 'text.png').write_text('not an image')
-    yield folder / 'text.png', 'OpenCV'
+    yield folder / 'text.png', 'not an image of a known format'
     (folder / 'dangling.png').symlink_to(folder / 'gone.png')
     yield folder / 'dangling.png', 'cannot be opened'
     # Its header gives the size; there are no pixels.
     (folder / 'huge.ppm').write_bytes(b'P6 20000 20000 255\n')
     yield folder / 'huge.ppm', 'too many'
+    # Formats without such a size must not reach OpenCV: this would be 3.5 GB.
+    (folder / 'radiance.jpg').write_bytes(
+        b'#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 32000 +X 32000\n'
+        + bytes([2, 2, 125, 0, *[255, 0] * 500])
+    )
+    yield folder / 'radiance.jpg', 'not an image of a known format'
+    os.mkfifo(folder / 'pipe.png')
+    yield folder / 'pipe.png', 'not a regular file'
+    os.mkfifo(folder / 'pipe.mp4')
+    yield folder / 'pipe.mp4', 'not a regular file'
+    (folder / 'endless.jpg').symlink_to('/dev/zero')
+    yield folder / 'endless.jpg', 'not a regular file'
+    with (folder / 'sparse.jpg').open('wb') as file:
+        file.truncate(300 * 2**30)
+    yield folder / 'sparse.jpg', 'bytes, over'
 
 
 def assert_same_detections(first, second, atol=1e-3):

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ SUFFIXES = IMG_EXTENSIONS + VIDEO_SUFFIXES
 # Larger images are skipped. Decoded, they would take over 400 MB, and a
 # pipeline takes several times that.
 MAX_PIXELS = 2**27
+# Largest file that is read: all those pixels with four channels of 16 bits.
+MAX_BYTES = 8 * MAX_PIXELS
+# What both Pillow, which tells the size, and OpenCV can read. Each has a mark
+# of its own at the beginning, so that both see the same format.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 InputType = str | Path | np.ndarray
 InputsType = InputType | Sequence[InputType]
@@ -185,12 +191,7 @@ def read_image(content: Path | np.ndarray) -> np.ndarray:
     """
     if isinstance(content, np.ndarray):
         return _three_channels(content)
-    try:
-        data = content.read_bytes()
-    except OSError as error:
-        raise UnreadableInput(f'cannot be opened: {error.strerror}') from error
-    if not data:
-        raise UnreadableInput('the file is empty')
+    data = _read_bytes(content)
     complaint = _complaint(data)
     if complaint:
         raise UnreadableInput(complaint)
@@ -245,16 +246,55 @@ def count_frames(source: Source) -> int:
         return 1
 
 
-def _open_video(path: Path) -> tuple[cv2.VideoCapture, int]:
-    with _quiet_opencv():
-        capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
+def _require_file(path: Path) -> int:
+    """Bytes of a regular file; anything else may have no end."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', error)
+        raise UnreadableInput(f'cannot be opened: {reason}') from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableInput('not a regular file')
+    if not status.st_size:
+        raise UnreadableInput('the file is empty')
+    return status.st_size
+
+
+def _read_bytes(path: Path) -> bytes:
+    size = _require_file(path)
+    if size > MAX_BYTES:
         raise UnreadableInput(
-            'not a video that OpenCV can open'
-            if path.exists()
-            else 'cannot be opened: no such file'
+            f'it has {size} bytes, over {MAX_BYTES}, too many for an image'
         )
-    return capture, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    try:
+        with path.open('rb') as file:
+            return file.read(MAX_BYTES)
+    except MemoryError as error:
+        raise UnreadableInput(f'out of memory at {size} bytes') from error
+    except OSError as error:
+        raise UnreadableInput(f'cannot be opened: {error.strerror}') from error
+
+
+def _open_video(path: Path) -> tuple[cv2.VideoCapture, int]:
+    _require_file(path)
+    try:
+        with _quiet_opencv():
+            capture = cv2.VideoCapture(str(path))
+    except (cv2.error, UnicodeError) as error:
+        raise UnreadableInput(f'OpenCV cannot open it: {error}') from error
+    if not capture.isOpened():
+        raise UnreadableInput('not a video that OpenCV can open')
+    width, height, count = (
+        int(capture.get(name))
+        for name in (
+            cv2.CAP_PROP_FRAME_WIDTH,
+            cv2.CAP_PROP_FRAME_HEIGHT,
+            cv2.CAP_PROP_FRAME_COUNT,
+        )
+    )
+    if width * height > MAX_PIXELS:
+        raise UnreadableInput(_TOO_LARGE)
+    return capture, count
 
 
 def _three_channels(array: np.ndarray) -> np.ndarray:
@@ -278,6 +318,11 @@ def _three_channels(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array[..., :3])
 
 
+_TOO_LARGE = (
+    f'it has over {MAX_PIXELS} pixels, too many to decode; cut it into tiles'
+)
+
+
 def _complaint(data: bytes) -> str | None:
     """Why image data should not be decoded; None if nothing is wrong.
 
@@ -287,18 +332,17 @@ def _complaint(data: bytes) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
+                    return _TOO_LARGE
                 image.draft(None, (1, 1))
                 image.load()
         except Image.DecompressionBombError:
-            return (
-                f'it has over {MAX_PIXELS} pixels, too many to decode; '
-                'cut it into tiles'
-            )
+            return _TOO_LARGE
+        except Image.UnidentifiedImageError:
+            return f'not an image of a known format ({", ".join(FORMATS)})'
         except Exception as error:
-            # OpenCV may know formats that Pillow does not.
+            # OpenCV may read more kinds of these formats than Pillow.
             if 'truncated' in str(error):
                 return str(error)
     return None
