@@ -12,8 +12,9 @@ The same command continues where it was stopped: what is finished and has not
 changed is not computed again. If the config or the checkpoint is another one,
 it refuses; if only the threshold or --compare is, pictures are drawn anew.
 
-exit status: 0 all done; 1 nothing was run (the message says why); 2 wrong
-arguments; 3 some inputs were skipped, the others are done; 130 interrupted.
+exit status: 0 all done; 1 nothing was run, or the disk was full (the message
+says why); 2 wrong arguments; 3 some inputs were skipped, the others are done;
+130 interrupted.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from mmengine.config import DictAction
 
 from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.checks import exit_with_message
+from mmdet_ebm.apis.results_folder import write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -136,13 +138,14 @@ def main() -> int:
                 overwrite=args.overwrite,
             ):
                 pass
+            summary = inferencer.summary
+            write_file(
+                args.out_dir / 'summary.json',
+                json.dumps(dataclasses.asdict(summary), indent=1),
+            )
     except KeyboardInterrupt:
         print('interrupted; the same command continues', file=sys.stderr)
         return 130
-    summary = inferencer.summary
-    (args.out_dir / 'summary.json').write_text(
-        json.dumps(dataclasses.asdict(summary), indent=1)
-    )
     print(f'{summary}\nresults in {args.out_dir}')
     return 3 if summary.skipped else 0
 

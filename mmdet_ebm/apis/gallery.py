@@ -1,10 +1,12 @@
 """A web page with the pictures of a run. It needs no network."""
 
+import os
 from collections.abc import Iterable
 from html import escape
 from urllib.parse import quote
 
 from .inputs import Source
+from .results import printable
 from .results_folder import ResultsFolder, write_file
 
 _PAGE = """<!DOCTYPE html>
@@ -44,9 +46,9 @@ def write_gallery(
     figures = []
     for source in sources:
         file = folder.picture_file(source.name, source.is_video)
-        if not file.exists():
+        if not os.path.exists(file):  # also where the name is too long
             continue
-        link = quote(file.relative_to(folder.path).as_posix())
+        link = quote(bytes(file.relative_to(folder.path)))
         shown = (
             f'<video controls src="{link}"></video>'
             if source.is_video
@@ -60,12 +62,10 @@ def write_gallery(
         f'<li>{escape(name)}: {escape(reason)}</li>'
         for name, reason in skipped.items()
     )
-    write_file(
-        folder.path / 'index.html',
-        _PAGE.format(
-            title=f'{len(figures)} images and videos',
-            legend=escape(legend),
-            skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
-            figures='\n'.join(figures),
-        ),
+    page = _PAGE.format(
+        title=f'{len(figures)} images and videos',
+        legend=escape(legend),
+        skipped=f'<p>Skipped:</p><ul>{reasons}</ul>' if reasons else '',
+        figures='\n'.join(figures),
     )
+    write_file(folder.path / 'index.html', printable(page))

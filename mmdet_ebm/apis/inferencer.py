@@ -1,5 +1,6 @@
 """Detect and refine on images, folders and videos."""
 
+import errno
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,30 @@ from .inputs import InputsType, count_frames, expand_inputs
 from .model import build_model
 from .pictures import PictureWriter
 from .reading import InputReader
-from .results import ImageResult, Summary, to_instances, to_prediction
+from .results import (
+    ImageResult,
+    Summary,
+    is_prediction,
+    to_instances,
+    to_prediction,
+)
 from .results_folder import ResultsFolder
 
 # Shows images per second even if one takes seconds.
 _PROGRESS = (
     '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
     '{rate_noinv_fmt}{postfix}]'
+)
+# Of results that this folder or disk has no place for, because of their name;
+# other results it may have.
+_UNFIT_NAME = (
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
 )
 
 
@@ -307,13 +325,34 @@ def _finish_image(
     save_prediction: bool,
 ) -> ImageResult:
     """Save and draw the result of an image or frame, and note it as done."""
-    result, source = pending.result, pending.source
+    result = pending.result
     if result.error is not None:
         return result
     if not result.kept:
         result.prediction = to_prediction(result.sample.pred_instances)
-        if folder is not None and save_prediction:
-            folder.save(result.name, result.prediction)
+        if not is_prediction(result.prediction):
+            result.error = 'the model gave boxes or scores that are not finite'
+    if result.error is None:
+        try:
+            _write(pending, folder, pictures, save_prediction)
+        except OSError as error:
+            if error.errno not in _UNFIT_NAME:
+                raise
+            result.error = f'its results cannot be written: {error.strerror}'
+    if result.error is not None:
+        result.prediction = result.sample = None
+    return result
+
+
+def _write(
+    pending: PendingImage,
+    folder: ResultsFolder | None,
+    pictures: PictureWriter,
+    save_prediction: bool,
+) -> None:
+    result, source = pending.result, pending.source
+    if folder is not None and save_prediction and not result.kept:
+        folder.save(result.name, result.prediction)
     details = folder.details(result.name) if result.kept else {}
     if pending.image is not None:
         height, width = pending.image.shape[:2]
@@ -326,7 +365,6 @@ def _finish_image(
                 details['picture'] = pictures.settings
     if folder is not None:
         folder.finish(result.name, source, pending.signature, details)
-    return result
 
 
 def _finish_video(

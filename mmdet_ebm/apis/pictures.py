@@ -1,17 +1,19 @@
 """Pictures of a run; those of frames become a video again."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import mmcv
 import numpy as np
 
 from ..visualization import draw_refinement
 from .inputs import Source, frame_rate
 from .results import to_instances
-from .results_folder import ResultsFolder
+from .results_folder import ResultsFolder, write_file
+
+_WITHOUT = 'run without pictures (--no-save-vis, no_save_vis=True)'
 
 
 class PictureWriter:
@@ -66,7 +68,7 @@ class PictureWriter:
             return self.always
         file = self.folder.picture_file(source.name, source.is_video)
         drawn = self.folder.details(source.name).get('picture')
-        return drawn != self.settings or not file.exists()
+        return drawn != self.settings or not os.path.exists(file)
 
     def draw(
         self, source: Source, image: np.ndarray, prediction: dict
@@ -104,8 +106,9 @@ class PictureWriter:
             if source.is_video:
                 self._write_frame(source, written)
             else:
-                file = self.folder.picture_file(source.name)
-                mmcv.imwrite(written, str(file))
+                write_file(
+                    self.folder.picture_file(source.name), _jpeg(written)
+                )
         return picture
 
     def close(self, source: Source) -> None:
@@ -122,18 +125,29 @@ class PictureWriter:
             file = self.folder.picture_file(source.name, video=True)
             file.parent.mkdir(parents=True, exist_ok=True)
             height, width = picture.shape[:2]
-            self._video = cv2.VideoWriter(
+            video = cv2.VideoWriter(
                 str(_partial(file)),
                 cv2.VideoWriter_fourcc(*'mp4v'),
                 frame_rate(source.content),
                 (width, height),
             )
-            if not self._video.isOpened():
-                raise RuntimeError(
-                    f'OpenCV cannot write {file} (MPEG-4); run without '
-                    'pictures (--no-save-vis, no_save_vis=True)'
+            if not video.isOpened():
+                raise OSError(
+                    errno.EINVAL,
+                    f'OpenCV cannot write {file} (MPEG-4); {_WITHOUT}',
                 )
+            self._video = video
         self._video.write(picture)
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    done, data = cv2.imencode('.jpg', picture)
+    if not done:
+        height, width = picture.shape[:2]
+        raise OSError(
+            errno.EINVAL, f'no JPEG of {width} x {height} pixels; {_WITHOUT}'
+        )
+    return data.tobytes()
 
 
 def _partial(file: Path) -> Path:

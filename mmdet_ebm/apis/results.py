@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class Summary:
             f'skipped {name}: {reason}'
             for name, reason in self.skipped.items()
         ]
-        return '\n'.join(lines)
+        return printable('\n'.join(lines))
 
 
 def to_prediction(instances: InstanceData) -> dict:
@@ -126,6 +127,25 @@ def to_prediction(instances: InstanceData) -> dict:
             dict(mask, counts=mask['counts'].decode()) for mask in encoded
         ]
     return prediction
+
+
+def is_prediction(value: Any) -> bool:
+    """Whether a JSON value is what :func:`to_prediction` returns."""
+    try:
+        # Decoding masks would take long, and they are checked where used.
+        numbers = to_instances(
+            {name: entry for name, entry in value.items() if name != 'masks'}
+        )
+        return len({len(entry) for entry in value.values()}) == 1 and bool(
+            numbers.bboxes.isfinite().all() and numbers.scores.isfinite().all()
+        )
+    except Exception:  # anything may stand there instead
+        return False
+
+
+def printable(name: str) -> str:
+    """A name that can be printed; those of files may be no text."""
+    return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def to_instances(prediction: dict) -> InstanceData:

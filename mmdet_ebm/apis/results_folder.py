@@ -1,15 +1,18 @@
 """The folder of a run's results. A later run continues from it."""
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from boltons.fileutils import atomic_save
 from boltons.jsonutils import JSONLIterator
 
 from .inputs import Source
-from .results import coco_annotations
+from .results import coco_annotations, is_prediction
 
 
 class ResultsFolder:
@@ -45,7 +48,11 @@ class ResultsFolder:
         settings = json.loads(json.dumps(settings, default=str))
         written = self.path / 'settings.json'
         if self._records and written.exists():
-            changes = _differences(json.loads(written.read_text()), settings)
+            try:
+                made_with = json.loads(written.read_text('utf-8'))
+            except (ValueError, RecursionError):
+                made_with = 'damaged, which settings.json is,'
+            changes = _differences(made_with, settings)
             if changes:
                 raise ValueError(
                     f'{self.path} holds predictions that were made with '
@@ -83,9 +90,12 @@ class ResultsFolder:
         if self._records.get(name, {}).get('signature') != signature:
             return None
         try:
-            return json.loads(self.prediction_file(name).read_text())
-        except (OSError, ValueError):
+            prediction = json.loads(
+                self.prediction_file(name).read_text('utf-8')
+            )
+        except (OSError, ValueError, RecursionError):
             return None
+        return prediction if is_prediction(prediction) else None
 
     def num_frames(self, name: str, signature: str) -> int:
         """Frames of a video, all of which are finished; 0 if they are not."""
@@ -120,7 +130,7 @@ class ResultsFolder:
         )
         if self._records.get(name) != record:
             self._records[name] = record
-            with self._ledger.open('a') as ledger:
+            with self._ledger.open('a', encoding='utf-8') as ledger:
                 ledger.write(json.dumps(record) + '\n')
 
     def write_coco(self, names: Iterable[str], classes: Sequence[str]) -> None:
@@ -136,8 +146,7 @@ class ResultsFolder:
                 dict(id=image_id, file_name=name, width=width, height=height)
             )
         categories = [dict(id=i + 1, name=c) for i, c in enumerate(classes)]
-        target = self.path / 'predictions.json'
-        with atomic_save(target, text_mode=True, overwrite_part=True) as file:
+        with write_whole(self.path / 'predictions.json') as file:
             file.write(
                 f'{{"images": {json.dumps(images)},\n'
                 f'"categories": {json.dumps(categories)},\n'
@@ -145,7 +154,9 @@ class ResultsFolder:
             )
             count = 0
             for image_id, name in enumerate(names):
-                prediction = json.loads(self.prediction_file(name).read_text())
+                prediction = json.loads(
+                    self.prediction_file(name).read_text('utf-8')
+                )
                 for annotation in coco_annotations(prediction):
                     file.write(',\n' if count else '\n')
                     count += 1
@@ -156,26 +167,75 @@ class ResultsFolder:
     def _read_ledger(self) -> dict[str, dict]:
         if not self._ledger.exists():
             return {}
-        with self._ledger.open() as file:
-            # A process that was killed may have left a part of a line.
-            lines = JSONLIterator(file, ignore_errors=True)
-            return {record['name']: record for record in lines}
+        content = self._ledger.read_bytes()
+        if content and not content.endswith(b'\n'):
+            # A process that was killed left a part of a line. The next one
+            # must not go on in it.
+            with self._ledger.open('a') as ledger:
+                ledger.write('\n')
+        lines = JSONLIterator(
+            io.StringIO(content.decode(errors='replace')), ignore_errors=True
+        )
+        return {line['name']: line for line in lines if _is_record(line)}
 
     def _remove_results(self) -> None:
         for name in self._records:
-            self.prediction_file(name).unlink(missing_ok=True)
-            for video in (False, True):
-                self.picture_file(name, video).unlink(missing_ok=True)
+            for file in (
+                self.prediction_file(name),
+                self.picture_file(name),
+                self.picture_file(name, video=True),
+            ):
+                # A link to elsewhere may lie on the way.
+                if file.parent.resolve().is_relative_to(self.path.resolve()):
+                    file.unlink(missing_ok=True)
         self._ledger.unlink(missing_ok=True)
         self._records = {}
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file, which is complete or not there, and its folder."""
+@contextmanager
+def write_whole(path: Path, text_mode: bool = True) -> Iterator[IO]:
+    """Open a file to write, which becomes complete or is not there.
+
+    Its folder is made. Until it is complete it has a name that no other
+    process uses, so that several can write to one folder. That name is short,
+    as the file's own may be as long as names can be.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process that was killed may have left its part of the file.
-    with atomic_save(path, text_mode=True, overwrite_part=True) as file:
-        file.write(text)
+    part = path.with_name(f'.{secrets.token_hex(8)}.part')
+    try:
+        with atomic_save(
+            path, text_mode=text_mode, part_file=part.name
+        ) as file:
+            yield file
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, which is complete or not there, and its folder."""
+    data = content if isinstance(content, bytes) else content.encode()
+    with write_whole(path, text_mode=False) as file:
+        file.write(data)
+
+
+def _is_record(line: Any) -> bool:
+    """Whether a line of the ledger is one that ``finish`` writes.
+
+    A name must lead to files below the folder: neither absolute nor upwards.
+    """
+    try:
+        name, details = Path(line['name']), line['details']
+        size = details.get('size', [details.get('num_frames', 0)])
+        return (
+            not name.is_absolute()
+            and '..' not in name.parts
+            and '\0' not in str(name)
+            and isinstance(line['signature'], str)
+            and all(isinstance(number, int) for number in size)
+            and len(size) == (2 if 'size' in details else 1)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def frame_name(video: str, number: int) -> str:

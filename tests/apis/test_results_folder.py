@@ -1,14 +1,23 @@
 """A run writes its results to a folder, and the next run continues."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from mmdet_ebm.apis import EnergyDetInferencer
+from mmdet_ebm.apis.inputs import Source
+from mmdet_ebm.apis.results_folder import (
+    ResultsFolder,
+    write_file,
+    write_whole,
+)
 
 from ..helpers import random_image, save_checkpoint, write_image
 
@@ -140,3 +149,161 @@ def test_own_pictures_are_not_taken_for_inputs(inferencer, folder):
     for _ in range(2):
         result = inferencer(folder, recursive=True, out_dir=folder / 'out')
         assert result['names'] == NAMES
+
+
+def record(name, **changes):
+    """A line of the ledger."""
+    details = dict(size=[4, 3])
+    return json.dumps(
+        dict(dict(name=name, path=None, signature='s', details=details))
+        | changes
+    )
+
+
+@pytest.mark.parametrize('link', [False, True])
+def test_overwriting_removes_nothing_outside(tmp_path, link):
+    out, other = tmp_path / 'out', tmp_path / 'other'
+    (out / 'preds').mkdir(parents=True)
+    other.mkdir()
+    names = [f'{other}/x', '../../other/x', 'a/../../../other/x']
+    if link:
+        (out / 'preds/link').symlink_to(other)
+        names = ['link/x']
+    (other / 'x.json').touch()
+    (out / 'images.jsonl').write_text('\n'.join(map(record, names)) + '\n')
+    ResultsFolder(out, {}, overwrite=True)
+    assert (other / 'x.json').exists()
+
+
+def test_damaged_lines_of_the_ledger_are_passed_over(tmp_path):
+    (tmp_path / 'images.jsonl').write_text(
+        '\n'.join(
+            [
+                '5',
+                'null',
+                '[]',
+                '{"name": 3}',
+                '[' * 10000,
+                '\0\0',
+                record('nul\0'),
+                record('no size', details={}) + 'x',
+                record('bad size', details=dict(size='ab')),
+                record('no signature', signature=None),
+                record('good'),
+                record('cut')[:-9],
+            ]
+        )
+    )
+    for _ in range(2):
+        folder = ResultsFolder(tmp_path, {})
+        folder.save('good', PREDICTION)
+        assert folder.finished('good', 's') == PREDICTION
+        assert folder.details('good') == dict(size=[4, 3])
+        assert list(folder._records)[0] == 'good'
+        # After the line that was cut, the next one is whole.
+        folder.finish('new', Source('new', Path('new')), 's', {})
+    assert list(folder._records) == ['good', 'new']
+
+
+PREDICTION = dict(labels=[1], scores=[0.5], bboxes=[[0.0, 0.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        5,
+        None,
+        {},
+        dict(PREDICTION, scores=[]),
+        dict(PREDICTION, bboxes=[[None] * 4]),
+        dict(PREDICTION, bboxes=[['a'] * 4]),
+        dict(PREDICTION, extra=3),
+    ],
+)
+def test_damaged_predictions_are_computed_again(tmp_path, written):
+    folder = ResultsFolder(tmp_path, {})
+    folder.finish('x', Source('x', Path('x')), 's', dict(size=[4, 3]))
+    folder.save('x', PREDICTION)
+    assert folder.finished('x', 's') == PREDICTION
+    folder.save('x', written)
+    assert folder.finished('x', 's') is None
+
+
+@pytest.mark.parametrize('content', ['', '{"a": 1', '5', '[' * 10000])
+def test_damaged_settings_are_refused(tmp_path, content):
+    (tmp_path / 'images.jsonl').write_text(record('x') + '\n')
+    (tmp_path / 'settings.json').write_text(content)
+    with pytest.raises(ValueError, match='other settings.*overwrite'):
+        ResultsFolder(tmp_path, dict(a=1))
+
+
+def test_processes_share_a_folder(tmp_path):
+    """One begins to write a file that another is just writing."""
+    path = tmp_path / 'x.json'
+    with write_whole(path) as one:
+        with write_whole(path) as other:
+            other.write('other')
+        one.write('one')
+    assert path.read_text() == 'one' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    path = tmp_path / 'x.json'
+    write_file(path, 'old')
+
+    def full(_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('boltons.fileutils.os.fsync', full)
+    with pytest.raises(OSError, match='No space'):
+        write_file(path, 'new')
+    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_names_that_have_no_place_are_skipped_and_all_others_done(
+    inferencer, tmp_path
+):
+    folder, out = tmp_path / 'in', tmp_path / 'out'
+    long = 'x' * 248 + '.jpg'  # with .json it is over the 255 bytes of a name
+    not_text = os.fsdecode(b'\xff.jpg')
+    data = write_image(folder / 'a.jpg').read_bytes()
+    for name in (long, not_text, 'x.jpg', 'x.jpg.json/y.jpg', 'z.jpg'):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    inferencer(folder, recursive=True, out_dir=out)
+    summary = inferencer.summary
+    assert set(summary.skipped) == {long, 'x.jpg.json/y.jpg'}
+    assert summary.done == 4 and 'x.jpg.json/y.jpg' in str(summary)
+    str(summary).encode()
+    assert (out / 'preds' / f'{not_text}.json').exists()
+    assert 'src="vis/%FF.jpg.jpg"' in (out / 'index.html').read_text()
+
+
+def test_pictures_that_jpeg_cannot_hold_are_named(
+    inferencer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        'mmdet_ebm.apis.pictures.draw_refinement',
+        lambda *_, **__: np.zeros((1, 70000, 3), np.uint8),
+    )
+    inferencer(random_image(), out_dir=tmp_path)
+    (reason,) = inferencer.summary.skipped.values()
+    assert '70000 x 1 pixels; run without pictures' in reason
+
+
+@pytest.mark.parametrize('field', ['bboxes', 'scores'])
+def test_boxes_that_are_not_finite_are_named(
+    inferencer, tmp_path, monkeypatch, field
+):
+    test_step = inferencer.model.test_step
+
+    def spoilt(data):
+        samples = test_step(data)
+        samples[0].pred_instances[field][0] = torch.nan
+        return samples
+
+    monkeypatch.setattr(inferencer.model, 'test_step', spoilt)
+    result = inferencer(random_image(), out_dir=tmp_path)
+    assert result['predictions'] == [None]
+    assert 'not finite' in ''.join(result['skipped'].values())
+    assert not list(tmp_path.rglob('preds/*'))
