@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -94,7 +95,8 @@ def expand_inputs(
 
     A folder stands for the images and videos in it, in the order of their
     names. A pattern such as ``data/*/x.jpg`` stands for the files that match
-    it; ``**`` matches any folders. A file may have any suffix. A file that is
+    it; ``**`` matches any folders, and a folder whose name looks like a pattern
+    is that folder. A file may have any suffix. A file that is
     named twice is taken once.
 
     Args:
@@ -144,14 +146,21 @@ def _files(
 ) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files below it."""
     path = Path(os.path.abspath(entry))
-    excluded = Path(os.path.abspath(exclude)) if exclude else None
+    # Links may lead from the inputs into the results.
+    excluded = Path(exclude).resolve() if exclude else None
+
+    @cache
+    def is_excluded(folder: Path) -> bool:
+        folder = folder.resolve()
+        return excluded in (folder, *folder.parents)
+
     if path.is_dir():
         # Broken links are kept, so that they are reported by name.
         found = sorted(
             file
             for file in path.glob('**/*' if recursive else '*')
             if file.suffix.lower() in SUFFIXES
-            and excluded not in file.parents
+            and not is_excluded(file.parent)
             and not file.is_dir()
         )
         if not found:
@@ -164,16 +173,19 @@ def _files(
     if path.exists() or path.is_symlink():
         return path.parent, [path]
     if glob.has_magic(str(entry)):
+        # What exists is a name, not a pattern: photos/[2024]/*.jpg
+        fixed = next(parent for parent in path.parents if parent.exists())
+        pattern = str(path.relative_to(fixed))
         found = [
-            file
-            for file in map(Path, sorted(glob.glob(str(path), recursive=True)))
-            if excluded not in file.parents and not file.is_dir()
+            fixed / match
+            for match in sorted(
+                glob.glob(pattern, root_dir=fixed, recursive=True)
+            )
+            if not is_excluded((fixed / match).parent)
+            and not (fixed / match).is_dir()
         ]
         if not found:
             raise FileNotFoundError(f'no file matches {entry}')
-        fixed = path.parent
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
         return fixed, found
     raise FileNotFoundError(f'no file or folder {entry}')
 

@@ -65,6 +65,46 @@ def test_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     assert names(tmp_path / 'x[1].png') == ['x[1].png']
 
 
+@pytest.mark.parametrize('folder', ['[2024]', 'a*', '[1]/[2]'])
+def test_pattern_in_a_folder_whose_name_looks_like_one(tmp_path, folder):
+    (tmp_path / folder / 'sub').mkdir(parents=True)
+    for name in ('x.png', 'sub/y.png'):
+        (tmp_path / folder / name).touch()
+    assert names(f'{tmp_path}/{folder}/*.png') == ['x.png']
+    assert names(f'{tmp_path}/{folder}/**/*.png') == ['sub/y.png', 'x.png']
+
+
+def test_pattern_in_a_working_folder_whose_name_looks_like_one(
+    tmp_path, monkeypatch
+):
+    (tmp_path / '[2024]').mkdir()
+    (tmp_path / '[2024]/x.png').touch()
+    monkeypatch.chdir(tmp_path / '[2024]')
+    assert names('*.png') == ['x.png']
+
+
+@pytest.mark.parametrize('pattern', ['', '/**/*.jpg'])
+@pytest.mark.parametrize('to_results', ['in/link', 'in'])
+def test_results_behind_a_link_are_not_taken(tmp_path, pattern, to_results):
+    """in/link leads to the results, or the results are named by a link."""
+    results = tmp_path / 'in' / 'link'
+    if to_results == 'in/link':
+        (tmp_path / 'real').mkdir()
+        (tmp_path / 'in').mkdir()
+        results.symlink_to(tmp_path / 'real')
+        exclude = tmp_path / 'real'
+    else:
+        results.mkdir(parents=True)
+        (tmp_path / 'other').symlink_to(tmp_path / 'in')
+        exclude = tmp_path / 'other' / 'link'
+    (tmp_path / 'in/x.jpg').touch()
+    (results / 'vis').mkdir()
+    for picture in ('vis/x.jpg.jpg', 'y.jpg'):
+        (results / picture).touch()
+    inputs = f'{tmp_path}/in{pattern}'
+    assert names(inputs, recursive=True, exclude=exclude) == ['x.jpg']
+
+
 @pytest.mark.parametrize('missing', ['empty', 'nowhere', '*.jpg'])
 def test_what_does_not_exist_is_named(tmp_path, missing):
     (tmp_path / 'empty').mkdir()
