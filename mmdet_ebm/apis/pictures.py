@@ -106,6 +106,7 @@ class PictureWriter:
             if source.is_video:
                 self._write_frame(source, written)
             else:
+                self.folder.forget_picture(source.name)
                 write_file(
                     self.folder.picture_file(source.name), _jpeg(written)
                 )
@@ -117,6 +118,7 @@ class PictureWriter:
             self._video.release()
             self._video = None
             file = self.folder.picture_file(source.name, video=True)
+            self.folder.forget_picture(source.name)
             os.replace(_partial(file), file)
 
     def _write_frame(self, source: Source, picture: np.ndarray) -> None:

@@ -129,9 +129,19 @@ class ResultsFolder:
             name=name, path=source.path, signature=signature, details=details
         )
         if self._records.get(name) != record:
-            self._records[name] = record
-            with self._ledger.open('a', encoding='utf-8') as ledger:
-                ledger.write(json.dumps(record) + '\n')
+            self._note(record)
+
+    def forget_picture(self, name: str) -> None:
+        """Note that the picture of a name is about to be replaced.
+
+        A process that is killed before it notes the new one would otherwise
+        leave it under the settings of the old one.
+        """
+        record = self._records.get(name, {})
+        if 'picture' in record.get('details', {}):
+            details = dict(record['details'])
+            del details['picture']
+            self._note(dict(record, details=details))
 
     def write_coco(self, names: Iterable[str], classes: Sequence[str]) -> None:
         """Write ``predictions.json``; one image at a time is in memory.
@@ -177,6 +187,11 @@ class ResultsFolder:
             io.StringIO(content.decode(errors='replace')), ignore_errors=True
         )
         return {line['name']: line for line in lines if _is_record(line)}
+
+    def _note(self, record: dict) -> None:
+        self._records[record['name']] = record
+        with self._ledger.open('a', encoding='utf-8') as ledger:
+            ledger.write(json.dumps(record) + '\n')
 
     def _remove_results(self) -> None:
         for name in self._records:

@@ -1,6 +1,9 @@
 """Pictures and videos that a run writes."""
 
 import cv2
+import pytest
+
+from mmdet_ebm.apis.results_folder import ResultsFolder
 
 from ..helpers import assert_same_detections, write_image, write_video
 
@@ -28,6 +31,38 @@ def test_pictures_follow_their_settings_without_computing(
     (tmp_path / 'out/vis/x.png.jpg').unlink()
     assert pictures(pred_score_thr=0.0) == plain
     assert not forwards
+
+
+@pytest.mark.parametrize('video', [False, True])
+def test_a_run_that_is_killed_while_it_draws_leaves_no_other_picture(
+    inferencer, tmp_path, monkeypatch, video
+):
+    source, picture = (
+        (write_video(tmp_path / 'x.mp4', 2), 'x.mp4.mp4')
+        if video
+        else (write_image(tmp_path / 'x.png'), 'x.png.jpg')
+    )
+
+    def run(**options):
+        inferencer(
+            source, pred_score_thr=0.0, out_dir=tmp_path / 'out', **options
+        )
+        return (tmp_path / 'out/vis' / picture).read_bytes()
+
+    plain = run()
+    finish = ResultsFolder.finish
+
+    def finish_or_die(self, name, *arguments):
+        if name == source.name:
+            raise KeyboardInterrupt
+        finish(self, name, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, 'finish', finish_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            run(compare=True)
+    assert (tmp_path / 'out/vis' / picture).read_bytes() != plain
+    assert run() == plain
 
 
 def test_video_becomes_a_video_and_continues(inferencer, tmp_path, forwards):
