@@ -8,6 +8,7 @@ correct it.
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from mmdet.registry import MODELS
@@ -84,7 +85,8 @@ def require_weights(
     """Load the weights, all that a model needs and in its shapes.
 
     mmengine merely warns, and leaves what does not fit at random: boxes would
-    be refined, or an energy model trained, on noise.
+    be refined, or an energy model trained, on noise. Weights that are not
+    finite are refused as well.
 
     Args:
         model: Built from the config; may be wrapped.
@@ -116,6 +118,7 @@ def require_weights(
         if needs_energy or not complaint.startswith(ENERGY_MODEL)
     ]
     if not complaints:
+        _require_finite(checkpoint, model)
         return
     _require_classes_of(checkpoint, loaded, model)
     raise ValueError(
@@ -175,6 +178,24 @@ def _load(model: nn.Module, state: dict) -> list[str]:
         for key in missing
         if not key.endswith('num_batches_tracked')
     ]
+
+
+def _require_finite(checkpoint: str | Path, model: nn.Module) -> None:
+    """A training that diverged leaves weights that find nothing."""
+    broken = [
+        key
+        for key, value in chain(
+            model.named_parameters(), model.named_buffers()
+        )
+        if not value.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f'{checkpoint} holds weights that are NaN or infinite, of a '
+            f'training that diverged: {listed(broken)}. Take an earlier '
+            'checkpoint, and train with a lower learning rate or clip '
+            'gradients'
+        )
 
 
 def _require_classes_of(checkpoint, loaded: dict, model: nn.Module) -> None:

@@ -147,7 +147,8 @@ class GaussianMixtureNoise(nn.Module):
             dimension, or one row of D of them per component.
 
     Raises:
-        ValueError: If ``sigmas`` is empty, ragged or not positive.
+        ValueError: If ``sigmas`` is empty, ragged, or not positive and
+            finite.
     """
 
     sigmas: Tensor
@@ -163,10 +164,14 @@ class GaussianMixtureNoise(nn.Module):
             ) from error
         if values.dim() == 1:
             values = values[:, None]
-        if values.dim() != 2 or values.numel() == 0 or not (values > 0).all():
+        if (
+            values.dim() != 2
+            or values.numel() == 0
+            or not ((values > 0) & values.isfinite()).all()
+        ):
             raise ValueError(
                 'sigmas must hold at least one component and be '
-                f'positive; got {sigmas}'
+                f'positive and finite; got {sigmas}'
             )
         self.register_buffer('sigmas', values, persistent=False)
 

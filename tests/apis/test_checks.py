@@ -90,6 +90,17 @@ def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
     require_weights(model, file, detector_only=True)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_of_a_diverged_training_are_refused(tmp_path, value):
+    model = build(energy_model_cfg())
+    state = model.state_dict()
+    key = 'energy_model.head.fc_logdensity.bias'
+    state[key] = torch.full_like(state[key], value)
+    torch.save(state, tmp_path / 'energy.pth')
+    with pytest.raises(ValueError, match=f'NaN or infinite.* {key}'):
+        require_weights(model, tmp_path / 'energy.pth')
+
+
 def test_classes_are_counted_in_the_box_head(plain_cfg):
     for model in (
         build(plain_cfg),

@@ -108,6 +108,7 @@ def test_dtype_follows_the_data_and_state_dict_stays_empty():
         [0.1, 0.0],
         [-1.0],
         [float('nan')],
+        [0.1, float('inf')],
         [[0.1, 0.2], [0.3]],
         'wide',
         [[[0.1]]],
