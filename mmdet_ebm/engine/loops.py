@@ -5,16 +5,24 @@ random draw follows from (seed, rank, iteration), see ``seeding``. A resumed
 training skips the batches that it has seen without loading them. mmengine's
 loop by iterations loads and drops them; its loop by epochs starts the epoch
 again.
+
+Checkpoints say how many batches were seen, and of how many images, since the
+number of the iteration does not tell if the batch size has changed.
 """
 
+import math
 from itertools import chain, repeat
 
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from .seeding import seed_all, seeded_loader
+
+# In the message hub, which checkpoints hold.
+_START = 'start_of_batches'
 
 
 class _Seeded:
@@ -24,6 +32,20 @@ class _Seeded:
         """Train on one batch; see mmengine's loops for the arguments."""
         seed_all(self.runner.seed, self._iter)
         super().run_iter(*args)
+
+    def _note_start(self, **place: int) -> None:
+        """Note where counting begins; checkpoints hold it."""
+        self.runner.message_hub.update_info(
+            _START, dict(place, iteration=self._iter - self._skip, **self._of)
+        )
+
+    @property
+    def _of(self) -> dict[str, int]:
+        """What batches are made of; another makes other batches."""
+        return dict(
+            batch=self.dataloader.batch_sampler.batch_size * get_world_size(),
+            images=len(self.dataloader.dataset),
+        )
 
     def _order_by_seed(self) -> None:
         """Use the seed of the checkpoint, which was read after the loader."""
@@ -52,24 +74,42 @@ class ResumableEpochTrainLoop(_Seeded, EpochBasedTrainLoop):
     def run(self):
         """Train from the iteration of the checkpoint, if there is one."""
         self._order_by_seed()
-        done = self._iter - self._epoch * len(self.dataloader)
-        if 0 <= done < len(self.dataloader):
-            self._skip = done
-        else:
+        if self._iter:
+            self._skip = self._seen_of_epoch()
+        return super().run()
+
+    def _seen_of_epoch(self) -> int:
+        start = self.runner.message_hub.runtime_info.get(_START)
+        if start is None:  # mmengine's own loop wrote the checkpoint
+            if self._iter != self._epoch * len(self.dataloader):
+                print_log(
+                    'The checkpoint does not say how much of its epoch was '
+                    'done. Continuing at the beginning of the epoch.',
+                    'current',
+                )
+            return 0
+        changes = [
+            f'{name} {start[name]} -> {value}'
+            for name, value in self._of.items()
+            if start[name] != value
+        ]
+        if changes:
             print_log(
-                f'The checkpoint is of epoch {self._epoch} and iteration '
-                f'{self._iter}, an epoch has {len(self.dataloader)} '
-                'iterations now: the batch size or the number of processes '
-                'has changed. Continuing at the beginning of the epoch; '
-                'schedules count iterations.',
+                'Images are put together differently than by the checkpoint '
+                f'({", ".join(changes)}). Continuing at the beginning of '
+                f'epoch {self._epoch + 1}; schedules count iterations.',
                 'current',
             )
-        return super().run()
+            return 0
+        # Saved after the epoch, it is of the one before.
+        of_this = start['epoch'] == self._epoch
+        return self._iter - start['iteration'] if of_this else 0
 
     def run_epoch(self) -> None:
         """Iterate over one epoch, or the rest of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
+        self._note_start(epoch=self._epoch)
         skip, self._skip = self._skip, 0
         self.dataloader.batch_sampler.start_at(
             self.runner.seed, self._iter, skip
@@ -111,11 +151,29 @@ class ResumableIterTrainLoop(_Seeded, IterBasedTrainLoop):
     def run(self):
         """Train from the iteration of the checkpoint, if there is one."""
         self._order_by_seed()
+        self._skip = self._batches_seen()
+        self._note_start()
         self.dataloader.batch_sampler.start_at(
-            self.runner.seed, self._iter, self._iter
+            self.runner.seed, self._iter, self._skip
         )
         # mmengine drops the batches of past iterations; here they are empty.
         self.dataloader_iterator = chain(
             repeat(None, self._iter), self.dataloader
         )
         return super().run()
+
+    def _batches_seen(self) -> int:
+        start = self.runner.message_hub.runtime_info.get(_START)
+        if start is None:  # at the beginning, or mmengine's own loop
+            return self._iter
+        seen = self._iter - start['iteration']
+        if start['batch'] == self._of['batch']:
+            return seen
+        batches = math.ceil(seen * start['batch'] / self._of['batch'])
+        print_log(
+            f'Batches had {start["batch"]} images when the checkpoint was '
+            f'written and have {self._of["batch"]} now. Continuing after '
+            f'{batches} of these; schedules count iterations.',
+            'current',
+        )
+        return batches
