@@ -27,6 +27,8 @@ _SIDES_OF_RELATIVE = (
     (1, 0, 0.5, 0),
     (0, 1, 0, 0.5),
 )
+# Fewer equally weighted samples span no covariance of four dimensions.
+MIN_SUPPORT = 5
 # Samples and f (R,) at the boxes, or Hessians (R, 4, 4).
 Observation = tuple[DensitySamples, Tensor] | Tensor
 
@@ -42,8 +44,9 @@ class BoxUncertainty:
             (``mmdet_ebm.ops.relative_boxes``).
         logprob: (R,) log-density at the box, normalised, in that space.
         support: (R,) how much of it was seen. From samples: equally weighted
-            ones that would tell as much; below about ten, the other figures
-            are rough. From curvature: 1, or 0 where f was too flat or not
+            ones that would tell as much; below ``MIN_SUPPORT``, as where the
+            density is much narrower than the noise, the other figures are
+            NaN. From curvature: 1, or 0 where f was too flat or not
             concave, so that the widest allowed deviation stands in.
     """
 
@@ -215,8 +218,14 @@ class UncertaintyEstimator(nn.Module):
                     found.offsets, self.unit_box.to(corners.dtype)
                 )
             )
-            logprob = logdensity / temperature - weighted.log_normaliser
             support = weighted.effective_samples
+            unseen = support < MIN_SUPPORT
+            logprob = logdensity / temperature - weighted.log_normaliser
+            logprob = logprob.masked_fill(unseen, torch.nan)
+            covariance, of_sides = (
+                matrices.masked_fill(unseen[:, None, None], torch.nan)
+                for matrices in (covariance, of_sides)
+            )
         size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
         unit_std = of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
         return BoxUncertainty(unit_std * size, covariance, logprob, support)
