@@ -9,7 +9,7 @@ SUPPORTED_VERSIONS = {
     # Older ones run whatever a checkpoint asks for.
     'torch': ('2.6.0', None, ''),
     'mmengine': ('0.10.0', '1.0.0', 'its registries and hooks are used'),
-    'mmcv': ('2.0.0', '2.2.0', 'mmdet 3.3 refuses newer ones'),
+    'mmcv': ('2.0.0', '3.0.0', 'its transforms and operators are used'),
     'mmdet': ('3.2.0', '4.0.0', 'its detectors are subclassed'),
 }
 
@@ -33,7 +33,8 @@ def check_versions() -> None:
     """Import what the package needs and compare versions.
 
     The import name decides, not the distribution's: forks that provide the
-    same import under another name are as good.
+    same import under another name are as good. Which mmcv goes with which
+    mmdet is for mmdet to say, and it does when it is imported.
 
     Raises:
         ImportError: If a package is missing or outside the supported range;
@@ -43,7 +44,8 @@ def check_versions() -> None:
         wanted = f'{name}>={low}' + (f',<{high}' if high else '')
         try:
             found = importlib.import_module(name).__version__
-        except ImportError as error:
+        # mmdet asserts the mmcv that it was made for.
+        except (ImportError, AssertionError) as error:
             raise ImportError(
                 f'mmdet_ebm needs {wanted}; importing {name} failed: {error}'
             ) from error

@@ -19,7 +19,7 @@ from .small_models import ROOT
 @pytest.mark.parametrize(
     'package, version, wanted',
     [
-        ('mmcv', '2.2.0', r'mmcv>=2.0.0,<2.2.0, found 2.2.0'),
+        ('mmcv', '3.0.0', r'mmcv>=2.0.0,<3.0.0, found 3.0.0'),
         ('mmdet', '2.28.1', r'mmdet>=3.2.0,<4.0.0, found 2.28.1'),
         ('mmengine', '0.7.0', r'mmengine>=0.10.0,<1.0.0, found 0.7.0'),
         ('torch', '2.5.1+cu121', r'torch>=2.6.0, found 2.5.1'),
@@ -38,6 +38,38 @@ def test_unsupported_versions_are_named(monkeypatch, package, version, wanted):
     )
     with pytest.raises(ImportError, match=wanted):
         environment.check_versions()
+
+
+def test_an_mmcv_that_mmdet_refuses_is_named(monkeypatch):
+    real = environment.importlib.import_module
+
+    def imported(name):
+        if name == 'mmdet':
+            raise AssertionError('MMCV==2.2.0 is used but incompatible')
+        return (
+            SimpleNamespace(__version__='2.2.0')
+            if name == 'mmcv'
+            else (real(name))
+        )
+
+    monkeypatch.setattr(environment.importlib, 'import_module', imported)
+    with pytest.raises(ImportError, match='MMCV==2.2.0 is used'):
+        environment.check_versions()
+
+
+def test_versions_of_the_maintained_forks_are_accepted(monkeypatch):
+    versions = dict(mmcv='2.3.6', mmengine='0.10.12', mmdet='3.5.1')
+    real = environment.importlib.import_module
+    monkeypatch.setattr(
+        environment.importlib,
+        'import_module',
+        lambda name: (
+            SimpleNamespace(__version__=versions[name])
+            if name in versions
+            else real(name)
+        ),
+    )
+    environment.check_versions()
 
 
 def test_a_missing_package_is_named(monkeypatch):
