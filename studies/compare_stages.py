@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
@@ -34,6 +34,7 @@ from tqdm import tqdm
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.core import BoxDensity, FixedBoxDensity
+from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.models import EnergyDetector
@@ -133,7 +134,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override entries of the energy config',
     )
     args = parser.parse_args(arguments)

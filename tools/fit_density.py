@@ -15,13 +15,14 @@ os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 import torch
 from boltons.fileutils import atomic_save
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model, checks
 from mmdet_ebm.core import FixedBoxDensity
+from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation.placed_quality import fit_model
 
 
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries',
     )
     return parser.parse_args()

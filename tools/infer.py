@@ -28,11 +28,11 @@ from pathlib import Path
 # less (docs/speed.md). torch reads it once.
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
-from mmengine.config import DictAction
 
 from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.apis.results_folder import write_file
+from mmdet_ebm.engine.config_options import ConfigOptions
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,7 +102,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries, e.g. model.refinement.ascent=False',
     )
     args = parser.parse_args()

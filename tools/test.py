@@ -17,12 +17,13 @@ os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
 from mmdet_ebm.engine import join_processes
+from mmdet_ebm.engine.config_options import ConfigOptions
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries, e.g. '
         'model.refinement.ascent=False key="[a,b]"',
     )

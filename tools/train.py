@@ -12,7 +12,7 @@ from pathlib import Path
 # less (docs/speed.md). torch reads it once.
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -27,6 +27,7 @@ from mmdet_ebm.engine import (
     remove_crops,
     use_amp,
 )
+from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.engine.launch import trains_energy_alone
 
 
@@ -63,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries, e.g. randomness.seed=1 '
         'model.freeze_detector=False key="[a,b]"',
     )

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from boltons.fileutils import atomic_save
 from mmdet.structures import SampleList
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tabulate import tabulate
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.core import BoxPrior
+from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation.calibration import (
     LEVELS,
     SideErrors,
@@ -87,7 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries, e.g. '
         'model.energy_model.uncertainty.num_samples=256',
     )

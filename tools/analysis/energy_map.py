@@ -16,11 +16,11 @@ import torch
 from mmcv.transforms import Compose
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import DictAction
 from mmengine.dataset import pseudo_collate
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
+from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors import Detected
 from mmdet_ebm.models.energy_map import compute_energy_map
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries',
     )
     args = parser.parse_args()
