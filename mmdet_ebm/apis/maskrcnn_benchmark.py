@@ -5,12 +5,12 @@ Regression" published their detection model, and Detectron's Faster R-CNN
 under it. A converted model computes the same (docs/published_weights.md).
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from boltons.fileutils import atomic_save
 from mmdet.datasets import CocoDataset
 from torch import Tensor, nn
 
@@ -199,8 +199,7 @@ def convert_checkpoint(
     )
     assert not unexpected and all(key.startswith(ENERGY) for key in missing)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(out).with_name(f'{Path(out).name}.{os.getpid()}.partial')
-    try:
+    with atomic_save(out, overwrite_part=True) as file:
         torch.save(
             dict(
                 state_dict=conversion.state_dict,
@@ -209,11 +208,8 @@ def convert_checkpoint(
                     dataset_meta=_classes(model),
                 ),
             ),
-            aside,
+            file,
         )
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
     return Conversion(
         conversion.state_dict,
         conversion.used,

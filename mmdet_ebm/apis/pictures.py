@@ -118,6 +118,9 @@ class PictureWriter:
             self._video.release()
             self._video = None
             file = self.folder.picture_file(source.name, video=True)
+            # On the disk before it takes the place of another.
+            with _partial(file).open('rb') as written:
+                os.fsync(written.fileno())
             self.folder.forget_picture(source.name)
             os.replace(_partial(file), file)
 

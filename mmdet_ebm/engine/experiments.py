@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from boltons.fileutils import atomic_save
 from mmengine.config import Config
 
 
@@ -67,7 +68,7 @@ def train_once(
     if not started.exists() or json.loads(started.read_text()) != identity:
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir(parents=True)
-        started.write_text(json.dumps(identity))
+        _write(started, json.dumps(identity))
     if not done.exists():
         options = [f'randomness.seed={seed}', f'load_from={load_from}']
         if max_epochs is not None:
@@ -88,5 +89,10 @@ def train_once(
             '--cfg-options',
             *options,
         )
-        shutil.copy(work_dir / 'last_checkpoint', done)
+        _write(done, (work_dir / 'last_checkpoint').read_text())
     return Path(done.read_text())
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_save(path, text_mode=True, overwrite_part=True) as file:
+        file.write(text)

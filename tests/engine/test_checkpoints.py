@@ -70,3 +70,20 @@ def test_the_rest_of_a_killed_write_does_not_prevent_the_next(tmp_path):
     (tmp_path / 'iter_1.pth.part').write_bytes(b'ne')
     backend.put(b'new', path)
     assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(
+    tmp_path, monkeypatch
+):
+    """After a power cut, a renamed file without its content has neither."""
+    calls = []
+    for name in ('fsync', 'rename', 'replace', 'link'):
+        real = getattr(os, name)
+
+        def noted(*arguments, name=name, real=real):
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    AtomicLocalBackend().put(b'new', tmp_path / 'iter_1.pth')
+    assert calls[0] == 'fsync' and len(calls) > 1
