@@ -2,6 +2,11 @@
 # What dist_train.sh and dist_test.sh share: TOOL PROCESSES ARGUMENTS...
 set -euo pipefail
 here=$(dirname "$0")
+# The environment that tools/install.sh made, or else the python in use.
+venv=${VENV:-.venv}
+[ "${venv#/}" != "$venv" ] || venv="$here/../$venv"
+python="$venv/bin/python"
+[ -x "$python" ] || python=python
 tool=$1 processes=$2
 shift 2
 # On one machine without a PORT, torchrun finds a free one.
@@ -12,6 +17,6 @@ else
              --master_addr "${MASTER_ADDR:-127.0.0.1}"
              --master_port "${PORT:-29500}")
 fi
-PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" \
+PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec "$python" \
     -m torch.distributed.run "${meeting[@]}" --nproc_per_node "$processes" \
     "$here/$tool" "$@" --launcher pytorch

@@ -4,7 +4,8 @@
 #   bash tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
 #
 # Across machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
-# PYTHON names the interpreter.
+# VENV names the environment (default .venv of this checkout, else the python
+# in use).
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG PROCESSES [arguments of tools/train.py]" >&2

@@ -10,7 +10,7 @@ venv=${DOCS_VENV:-.venv-docs}
 if [ ! -x "$venv/bin/mkdocs" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
     # What the extra "docs" names; the site is made without importing torch.
-    "$venv/bin/python" - <<'EOP' | xargs "$venv/bin/pip" --quiet install
+    "$venv/bin/python" - <<'EOP' | xargs "$venv/bin/python" -m pip --quiet install
 import configparser
 
 setup = configparser.ConfigParser()

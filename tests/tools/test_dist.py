@@ -29,7 +29,7 @@ def run_script(name, *arguments, **environment):
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, 'PYTHON': sys.executable, **environment},
+        env={**os.environ, 'VENV': sys.prefix, **environment},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -155,7 +155,12 @@ def test_two_processes_evaluate_all_images(digits, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_scripts_pass_their_arguments_to_torchrun(environment, meeting):
+def test_scripts_pass_their_arguments_to_torchrun(
+    environment, meeting, tmp_path
+):
+    (tmp_path / 'an env/bin').mkdir(parents=True)
+    (tmp_path / 'an env/bin/python').symlink_to('/bin/echo')
+    environment = dict(environment, VENV=str(tmp_path / 'an env'), PYTHON='no')
     run = f'-m torch.distributed.run {meeting} --nproc_per_node 8 tools/'
     end = '--launcher pytorch\n'
     assert (
@@ -165,14 +170,11 @@ def test_scripts_pass_their_arguments_to_torchrun(environment, meeting):
             'b.pth',
             8,
             '--tta',
-            PYTHON='echo',
             **environment,
         )
         == f'{run}test.py a.py b.pth --tta {end}'
     )
     assert (
-        run_script(
-            'dist_train', 'a.py', 8, '--amp', PYTHON='echo', **environment
-        )
+        run_script('dist_train', 'a.py', 8, '--amp', **environment)
         == f'{run}train.py a.py --amp {end}'
     )
