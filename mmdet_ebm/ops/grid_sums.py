@@ -193,14 +193,24 @@ def _bags(
     layout: GridLayout,
     rules: tuple[Rule, Rule],
     num_taps: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Table rows and weights of each grid value, both (K * P * Q, n)."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which rows of a table make up each grid value.
+
+    Returns:
+        Rows and weights, both (K * P * Q, n), and which values (K, P, Q) have
+        a weight at all; None for prefix sums, which are finite everywhere.
+    """
     rows, row_weights = rules[0].taps(y, layout.height, num_taps[0])
     cols, col_weights = rules[1].taps(x, layout.width, num_taps[1])
     height = (layout.height + rules[0].extra)[:, None, None]
     width = (layout.width + rules[1].extra)[:, None, None]
     row_weights = torch.where((rows >= 0) & (rows < height), row_weights, 0)
     col_weights = torch.where((cols >= 0) & (cols < width), col_weights, 0)
+    reads = None
+    if not rules[0].extra:
+        rows, reads_rows = _read_no_zeros(rows, row_weights)
+        cols, reads_cols = _read_no_zeros(cols, col_weights)
+        reads = reads_rows[:, :, None] & reads_cols[:, None, :]
     rows = rows.clamp(min=0).minimum(height - 1) * layout.stride[:, None, None]
     cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
     index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
@@ -208,7 +218,19 @@ def _bags(
         row_weights[:, :, None, :, None] * col_weights[:, None, :, None, :]
     )
     bag = num_taps[0] * num_taps[1]
-    return index.reshape(-1, bag), weights.reshape(-1, bag)
+    return index.reshape(-1, bag), weights.reshape(-1, bag), reads
+
+
+def _read_no_zeros(cells: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace cells (K, Q, n) without weight by one that has some.
+
+    Zero times a cell that is not finite is not zero, so a cell without weight
+    must not be read; least of all one that only a larger grid of the chunk
+    reaches. Also says which of (K, Q) have a weight at all.
+    """
+    counts = weights != 0  # True for NaN
+    some, first = counts.max(-1, keepdim=True)
+    return torch.where(counts, cells, cells.gather(-1, first)), some[..., 0]
 
 
 def _chunks(
@@ -472,7 +494,7 @@ class GridSum(Function):
         shape = (*_grid_shape(y, x, rules), first.shape[1])
         out = first.new_empty(shape)
         for grids, table, taps in _chunks(y, x, layout, rules, shape[-1]):
-            index, weights = _bags(
+            index, weights, reads = _bags(
                 y[grids], x[grids], layout[grids], rules, taps
             )
             values = F.embedding_bag(
@@ -481,6 +503,8 @@ class GridSum(Function):
                 mode='sum',
                 per_sample_weights=weights.to(first.dtype),
             ).view(-1, *shape[1:])
+            if reads is not None and not reads.all():
+                values.masked_fill_(~reads[..., None], 0)
             if isinstance(grids, slice) and len(values) == len(out):
                 out = values
             elif isinstance(grids, slice):
@@ -539,7 +563,7 @@ class GridScatter(Function):
                 )
             return tuple(tables)
         for grids, table, taps in _chunks(y, x, layout, rules, channels):
-            index, weights = _bags(
+            index, weights, _ = _bags(
                 y[grids], x[grids], layout[grids], rules, taps
             )
             flat = values[grids].reshape(-1, channels)

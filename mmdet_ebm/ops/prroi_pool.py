@@ -7,7 +7,9 @@ A feature map is read as the continuous surface
 
 (zero outside the map), and a bin's value is the integral of F over the bin
 divided by its area. Box coordinates times ``spatial_scale`` are used as they
-are, without a half-pixel shift; a bin without area gives 0. Outputs have
+are, without a half-pixel shift; a bin without area gives 0. What is not finite
+stays where it is: a box with such a coordinate is NaN, a bin is not finite if
+it lies on such a cell, and no other is touched. Outputs have
 gradients in features and boxes, and those have gradients again, to any order.
 
 Source: "Acquisition of Localization Confidence for Accurate Object
@@ -26,6 +28,10 @@ from .boxes import filled
 from .grid_sums import MEAN, PREFIX_INTEGRAL, GridLayout, GridSum
 
 METHODS = ('auto', 'cells', 'prefix')
+# Shortest bin, in cells.
+_LEAST_BIN = 2**-10
+# Share of a bin on cells that are not finite, above what rounding leaves.
+_LEAST_SHARE = 1e-6
 
 
 class FeaturePyramid:
@@ -96,12 +102,7 @@ class FeaturePyramid:
         ]
         self.in_place = self.is_in_place(maps, method)
         if method == 'prefix':
-            maps = [
-                nn.functional.pad(m.to(torch.float64), (1, 0, 1, 0))
-                .cumsum(2)
-                .cumsum(3)
-                for m in maps
-            ]
+            maps = [_prefix_sums(m) for m in maps]
         rows = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
         if self.in_place:
             self._tables = tuple(
@@ -134,6 +135,8 @@ class FeaturePyramid:
             for axis in (0, 1)
         )
         self._scales = filled(scales, first, self.dtype)
+        self._levels = torch.arange(self.num_levels, device=first.device)
+        self._images = torch.arange(self.num_images, device=first.device)
 
     @staticmethod
     def is_in_place(maps: Sequence[Tensor], method: str = 'auto') -> bool:
@@ -181,7 +184,12 @@ class FeaturePyramid:
 
         Returns:
             (R, C, P, Q) in float32, float64 for float64 features.
+
+        Raises:
+            ValueError: If an index is out of range (on a GPU, torch's error).
         """
+        level = _in_range(level, self._levels, 'level')
+        image_index = _in_range(image_index, self._images, 'image index')
         layout = GridLayout(
             base=self._bases[level] + image_index * self._image_rows[level],
             stride=self._row_lengths[level],
@@ -193,6 +201,7 @@ class FeaturePyramid:
         scaled = boxes.to(self.dtype) * self._scales[level][:, None]
         if self.method == 'prefix':
             scaled = scaled.double()
+        scaled = _resolvable(scaled, output_size)
         x = _bin_edges(scaled[:, 0], scaled[:, 2], output_size[1])
         y = _bin_edges(scaled[:, 1], scaled[:, 3], output_size[0])
         pooled: Tensor = GridSum.apply(
@@ -205,6 +214,8 @@ class FeaturePyramid:
                 (scaled[:, 2] <= scaled[:, 0]) | (scaled[:, 3] <= scaled[:, 1])
             )[:, None, None]
             pooled = pooled / torch.where(empty, 1, lengths)[..., None]
+            on_bad_cells = pooled[..., -1:] > _LEAST_SHARE
+            pooled = torch.where(on_bad_cells, torch.nan, pooled[..., :-1])
             pooled = torch.where(empty[..., None], 0, pooled)
         return pooled.permute(0, 3, 1, 2).to(self.dtype)
 
@@ -288,6 +299,46 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
             f'output_size must be one or two positive integers, got {size}'
         )
     return pair
+
+
+def _in_range(index: Tensor, numbers: Tensor, name: str) -> Tensor:
+    """The same index; not with square brackets, where -1 is the last."""
+    try:
+        return numbers.index_select(0, index)
+    except IndexError as error:
+        raise ValueError(
+            f'{name} must be from 0 to {len(numbers) - 1}, got '
+            f'{int(index.min())} to {int(index.max())}'
+        ) from error
+
+
+def _resolvable(boxes: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """Boxes (R, 4) in cells, wide enough for bins that numbers can resolve.
+
+    A shorter side becomes so long, about its centre. The surface hardly
+    changes over such a length; but far from the origin the bins would have no
+    length in float32, or be the difference of almost equal prefix sums. A
+    coordinate that is not finite makes its box NaN.
+    """
+    first, last = boxes[:, :2], boxes[:, 2:]
+    least = filled(output_size[::-1], boxes) * _LEAST_BIN
+    length = last - first
+    short = (length > 0) & (length < least)
+    centre = (first + last) / 2
+    wide = torch.cat([centre - least / 2, centre + least / 2], 1)
+    wide = torch.where(short.repeat(1, 2), wide, boxes)
+    return torch.where(boxes.isfinite().all(1, keepdim=True), wide, torch.nan)
+
+
+def _prefix_sums(features: Tensor) -> Tensor:
+    """Sums (N, C + 1, H + 1, W + 1) of all cells above and to the left.
+
+    Cells that are not finite count as zero. The last channel counts them.
+    """
+    bad = ~features.isfinite()
+    cells = torch.where(bad, 0, features).to(torch.float64)
+    marked = torch.cat([cells, bad.any(1, keepdim=True).to(cells.dtype)], 1)
+    return nn.functional.pad(marked, (1, 0, 1, 0)).cumsum(2).cumsum(3)
 
 
 def _bin_edges(start: Tensor, stop: Tensor, num_bins: int) -> Tensor:

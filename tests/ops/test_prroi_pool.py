@@ -251,3 +251,74 @@ def test_layer_equals_function():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+def test_both_methods_agree_on_boxes_that_are_not_finite(bad):
+    features = random_map()
+    for column in (1, 2, 3, 4):
+        rois = ROIS[:1].clone()
+        rois[0, column] = bad
+        for method in METHODS:
+            assert prroi_pool(features, rois, 2, method=method).isnan().all()
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_cell_that_is_not_finite_spoils_the_bins_on_it_alone(method, bad):
+    clean, features = random_map(), random_map()
+    features[0, 1, 3, 4] = features[0, 1, 0, 0] = bad
+    # On one of the two cells; then around them, in the other image, outside
+    # of the map and without area.
+    rois = torch.tensor(
+        [
+            [0, 0, 0, 3, 2],
+            [0, 3.1, 2.1, 4.9, 3.9],
+            [0, 1, 1, 3, 2],
+            [0, 5, 0, 10, 2],
+            [0, 5, 4, 10, 8],
+            [0, 0, 4, 10, 8],
+            [1, 0, 0, 10, 8],
+            [0, -30, -30, -20, -20],
+            [0, 4, 3, 4, 3],
+        ],
+        dtype=torch.float64,
+    )
+    pooled = prroi_pool(features, rois, 1, method=method)
+    assert not pooled[:2, 1].isfinite().any()
+    torch.testing.assert_close(
+        pooled[2:], prroi_pool(clean, rois[2:], 1, method=method)
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_methods_agree_on_tiny_boxes_far_from_the_origin(dtype):
+    """Boxes of 0.01 down to 1e-5 cells on a map of 1000 x 1000 cells."""
+    features = torch.rand(1, 2, 1000, 1000, dtype=dtype)
+    sides = torch.tensor([1e-2, 1e-3, 3e-4, 1e-4], dtype=dtype)
+    start = torch.tensor([990.3, 980.6], dtype=dtype).expand(4, 2)
+    rois = torch.cat(
+        [torch.zeros(4, 1, dtype=dtype), start, start + sides[:, None]], 1
+    )
+    cells, prefix = (
+        prroi_pool(features, rois, 7, method=method) for method in METHODS
+    )
+    at_point = prroi_pool(
+        features.double(),
+        torch.tensor([[0, 990.3, 980.6, 990.31, 980.61]]).double(),
+        1,
+        method='cells',
+    )
+    for pooled in (cells, prefix):
+        # The surface changes by less than 1 over a cell.
+        assert (pooled - at_point).abs().max() < 0.03
+    assert (cells - prefix).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('index', [-1, 2])
+def test_an_image_that_is_not_there_is_an_error(method, index):
+    rois = ROIS[:2].clone()
+    rois[1, 0] = index
+    with pytest.raises(ValueError, match='image index must be from 0 to 1'):
+        prroi_pool(random_map(), rois, 2, method=method)
