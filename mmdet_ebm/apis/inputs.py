@@ -95,9 +95,9 @@ def expand_inputs(
 
     A folder stands for the images and videos in it, in the order of their
     names. A pattern such as ``data/*/x.jpg`` stands for the files that match
-    it; ``**`` matches any folders, and a folder whose name looks like a pattern
-    is that folder. A file may have any suffix. A file that is
-    named twice is taken once.
+    it; ``**`` matches any folders. What exists is no pattern, whatever its
+    name. A file may have any suffix. A file that is named twice is taken
+    once.
 
     Args:
         inputs: One of, or a list of: path of an image, video or folder,

@@ -101,10 +101,10 @@ def gradient_ascent(
     r"""Move candidates uphill, :math:`y \leftarrow y + \lambda \nabla_y f(y)`.
 
     A step is kept where f did not fall; elsewhere the candidate stays. A step
-    to a NaN is never kept. The lengths of the next step follow a rule:
-    'decay' is the published one, which shrinks them after a refused step;
-    'secant' also follows the curvature that a step met, and climbs as far in
-    fewer steps.
+    to where f is NaN, or out of the range of numbers, is never kept. The
+    lengths of the next step follow a rule: 'decay' is the published one, which
+    shrinks them after a refused step; 'secant' also follows the curvature that
+    a step met, and climbs as far in fewer steps.
 
     The evaluation that judges a step is also the one that the next step
     differentiates, so ``num_steps`` steps cost ``num_steps + 1`` forward and
@@ -151,7 +151,8 @@ def gradient_ascent(
             new_value, new_grad = _value_and_grad(
                 logdensity_fn, proposal, i + 1 < num_steps
             )
-            keep = new_value >= value  # False for NaN
+            # False for NaN.
+            keep = (new_value >= value) & proposal.isfinite().all(-1)
             y = torch.where(keep[..., None], proposal, y)
             value = torch.where(keep, new_value, value)
             if new_grad is not None:
@@ -209,6 +210,7 @@ def stopping_ascent(
                 logdensity_fn, proposal, i + 1 < num_steps
             )
             active = active & ~new_value.isnan()
+            active = active & proposal.isfinite().all(-1)
             change = new_value - value
             y = torch.where(active[..., None], proposal, y)
             value = torch.where(active, new_value, value)
@@ -257,11 +259,11 @@ class BoxAscent:
         if (
             not isinstance(lengths, Sequence)
             or len(lengths) != 2
-            or not all(length >= 0 for length in lengths)
+            or not all(0 <= length < math.inf for length in lengths)
         ):
             raise ValueError(
                 'step_length must be two numbers, for centre and '
-                f'size, not negative; got {lengths}'
+                f'size, not negative and finite; got {lengths}'
             )
         _check_ascent(self.num_steps, self.step_decay, self.step_rule)
 
@@ -345,9 +347,10 @@ class IoUNetAscent:
     max_fall: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.step_length >= 0:
+        if not 0 <= self.step_length < math.inf:
             raise ValueError(
-                f'step_length must not be negative, got {self.step_length}'
+                'step_length must not be negative and must be finite, got '
+                f'{self.step_length}'
             )
         _check_stopping(self.num_steps, self.min_change, self.max_fall)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
 from scipy.optimize import brentq
 
 from mmdet_ebm.core import (
@@ -18,6 +19,7 @@ from mmdet_ebm.core import (
     separation,
 )
 
+from ...properties import few, numbers, seeds
 from ..conftest import generator
 
 SIGMAS = (0.1, 0.8)
@@ -53,6 +55,20 @@ def test_one_loss_per_instance_from_the_generator(method):
     assert torch.equal(losses[0], losses[1])
     assert isinstance(method, SM) or not torch.equal(losses[0], losses[2])
     assert torch.equal(targets, before)
+
+
+@every_method
+@few
+@given(seeds, numbers(-1e4, 1e4), numbers(0, 8))
+def test_a_loss_is_finite_and_of_its_object_alone(method, seed, level, slope):
+    """Also where f is large or steep."""
+    targets = torch.randn(3, 4, generator=generator(seed))
+
+    def f(y):
+        return level - slope * (y - 0.5).square().sum(-1)
+
+    losses, _ = method(f, targets, generator(seed))
+    assert losses.shape == (3,) and losses.isfinite().all()
 
 
 @every_method
