@@ -16,13 +16,12 @@ OMP_NUM_THREADS to the number of free cores.
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-# Large pages, where a Linux system offers them: fresh memory on a CPU costs
-# less (docs/speed.md). torch reads it once.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 import torch
 from boltons.fileutils import atomic_save, mkdir_p

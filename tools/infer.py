@@ -20,13 +20,12 @@ says why); 2 wrong arguments; 3 some inputs were skipped, the others are done;
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
-# Large pages, where a Linux system offers them: fresh memory on a CPU costs
-# less (docs/speed.md). torch reads it once.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 
 from mmdet_ebm.apis import EnergyDetInferencer

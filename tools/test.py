@@ -11,9 +11,9 @@ import argparse
 import os
 from pathlib import Path
 
-# Large pages, where a Linux system offers them: fresh memory on a CPU costs
-# less (docs/speed.md). torch reads it once.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
