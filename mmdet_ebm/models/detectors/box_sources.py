@@ -17,6 +17,7 @@ from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, InstanceList, OptConfigType
+from mmengine.config import ConfigDict
 from mmengine.registry import Registry
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -137,7 +138,10 @@ class DenseBoxSource(BoxSource):
 
     @property
     def test_cfg(self) -> OptConfigType:
-        return self.detector.bbox_head.test_cfg
+        test_cfg = self.detector.bbox_head.test_cfg
+        # As slices end: None is no limit, and 0 is one.
+        limit = (test_cfg or {}).get('max_per_img', 0)
+        return _without_limit(test_cfg, limit is None)
 
     def candidates(self, inputs: Tensor, samples: SampleList) -> InstanceList:
         head = self.detector.bbox_head
@@ -168,7 +172,10 @@ class TwoStageBoxSource(BoxSource):
 
     @property
     def test_cfg(self) -> OptConfigType:
-        return self.detector.roi_head.test_cfg
+        test_cfg = self.detector.roi_head.test_cfg
+        # As mmdet's multiclass_nms has it.
+        limit = test_cfg.get('max_per_img')
+        return _without_limit(test_cfg, limit is None or limit <= 0)
 
     def detections(self, inputs: Tensor, samples: SampleList) -> InstanceList:
         return self._predict_bbox(inputs, samples, self.test_cfg)
@@ -224,6 +231,11 @@ def source_for(detector: nn.Module) -> BoxSource:
     return next(kind for kind in reversed(sources) if kind.suits(detector))(
         detector
     )
+
+
+def _without_limit(test_cfg: ConfigType, without: bool) -> ConfigType:
+    """No limit of boxes is -1 in this package; mmdet's heads disagree."""
+    return ConfigDict(test_cfg, max_per_img=-1) if without else test_cfg
 
 
 def require_plain_nms(test_cfg: OptConfigType) -> ConfigType:

@@ -192,6 +192,36 @@ def test_another_nms_leaves_the_ascent(family, nms):
         wrapped(cfg, refinement=dict(energy_nms=True))
 
 
+@pytest.mark.parametrize(
+    'family, no_limit, none',
+    [('RetinaNet', [None], [0]), ('Faster R-CNN', [0, -1], [])],
+)
+@pytest.mark.parametrize('energy_nms', [False, True])
+def test_limits_of_boxes_are_those_of_the_detector(
+    family, no_limit, none, energy_nms
+):
+    model = detect_everything(
+        wrapped(
+            plain_cfg(family),
+            refinement=dict(energy_nms=energy_nms, ascent=False),
+        )
+    )
+    head = getattr(model.detector, 'roi_head', None)
+    head = head or model.detector.bbox_head
+    inputs = batch()
+
+    def counts(limit):
+        head.test_cfg.max_per_img = limit
+        return [len(r['scores']) for r in results(model, *inputs)]
+
+    everything = counts(10**6)
+    assert sum(everything) > 0
+    for limit in no_limit:
+        assert counts(limit) == everything
+    for limit in none:
+        assert not any(counts(limit))
+
+
 def test_a_dense_head_without_a_limit_of_boxes():
     model = wrapped(shipped('yolox/yolox_tiny_8xb8-300e_coco.py'))
     model.box_source.test_cfg.score_thr = 0.9  # hardly any box survives
