@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.boxes import filled, relative_to_boxes
+from .checks import not_negative, positive
 from .types import LogDensityFn
 
 
@@ -259,12 +260,14 @@ class BoxAscent:
         if (
             not isinstance(lengths, Sequence)
             or len(lengths) != 2
-            or not all(0 <= length < math.inf for length in lengths)
+            or isinstance(lengths, str)
         ):
             raise ValueError(
-                'step_length must be two numbers, for centre and '
-                f'size, not negative and finite; got {lengths}'
+                'step_length must be two numbers, for centre and size; got '
+                f'{lengths!r}'
             )
+        for length in lengths:
+            not_negative('step_length', length)
         _check_ascent(self.num_steps, self.step_decay, self.step_rule)
 
     def __call__(
@@ -347,11 +350,7 @@ class IoUNetAscent:
     max_fall: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 <= self.step_length < math.inf:
-            raise ValueError(
-                'step_length must not be negative and must be finite, got '
-                f'{self.step_length}'
-            )
+        not_negative('step_length', self.step_length)
         _check_stopping(self.num_steps, self.min_change, self.max_fall)
 
     def __call__(
@@ -397,12 +396,10 @@ def _result(
 
 
 def _check_ascent(num_steps: int, step_decay: float, step_rule: str) -> None:
-    if num_steps < 0 or not 0 < step_decay < 1:
-        raise ValueError(
-            'expected num_steps >= 0 and 0 < step_decay < 1, got '
-            f'{num_steps} and {step_decay}'
-        )
-    if step_rule not in STEP_RULES:
+    _check_num_steps(num_steps)
+    if not positive('step_decay', step_decay) < 1:
+        raise ValueError(f'step_decay must be below 1, got {step_decay}')
+    if not isinstance(step_rule, str) or step_rule not in STEP_RULES:
         raise ValueError(
             f'step_rule must be one of {", ".join(STEP_RULES)}, '
             f'got {step_rule!r}'
@@ -412,8 +409,13 @@ def _check_ascent(num_steps: int, step_decay: float, step_rule: str) -> None:
 def _check_stopping(
     num_steps: int, min_change: float, max_fall: float
 ) -> None:
-    if not (num_steps >= 0 and min_change >= 0 and max_fall >= 0):
+    _check_num_steps(num_steps)
+    not_negative('min_change', min_change)
+    not_negative('max_fall', max_fall)
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(
-            'num_steps, min_change and max_fall must not be '
-            f'negative, got {num_steps}, {min_change} and {max_fall}'
+            f'num_steps must be a whole number of at least 0, got {num_steps}'
         )

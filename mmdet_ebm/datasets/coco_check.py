@@ -1,8 +1,9 @@
 """Check that a COCO folder is complete, before a long training."""
 
 import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,7 +106,54 @@ def _read(path: Path, report: SplitReport) -> dict | None:
             'is it a file of annotations of objects?'
         )
         return None
+    for key, needed_fields in _FIELDS.items():
+        entries = content[key]
+        content[key] = [e for e in entries if _has(e, needed_fields)]
+        report.add_error(
+            f'{key} without a valid {", ".join(needed_fields)}',
+            [str(e)[:60] for e in entries if not _has(e, needed_fields)],
+        )
     return content
+
+
+def _has(entry: object, fields: dict[str, Callable]) -> bool:
+    return isinstance(entry, dict) and all(
+        is_valid(entry.get(name)) for name, is_valid in fields.items()
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(map(_is_number, value))
+    )
+
+
+_FIELDS: dict[str, dict[str, Callable]] = dict(
+    images=dict(
+        id=_is_whole, file_name=_is_text, width=_is_whole, height=_is_whole
+    ),
+    annotations=dict(
+        id=_is_whole,
+        image_id=_is_whole,
+        category_id=_is_whole,
+        bbox=_is_box,
+    ),
+    categories=dict(id=_is_whole, name=_is_text),
+)
 
 
 def _check_categories(categories: list[dict], report: SplitReport) -> None:

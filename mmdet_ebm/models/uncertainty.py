@@ -15,6 +15,7 @@ from ..core import (
     quasi_random_noise,
     sample_density,
 )
+from ..core.checks import positive, positive_int
 from ..ops import relative_to_boxes
 
 # Where the training method has no noise of its own.
@@ -126,11 +127,9 @@ class UncertaintyEstimator(nn.Module):
                 'uncertainty.num_samples must be a whole number '
                 f'of at least 4, got {num_samples!r}'
             )
-        if not temperature > 0 or not radius > 0:
-            raise ValueError(
-                'uncertainty.temperature and radius must be '
-                f'positive, got {temperature} and {radius}'
-            )
+        positive('uncertainty.temperature', temperature)
+        positive('uncertainty.radius', radius)
+        positive_int('uncertainty.boxes_per_chunk', boxes_per_chunk)
         self.method = method
         self.num_samples = num_samples
         self.temperature = temperature

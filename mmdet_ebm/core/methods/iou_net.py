@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import positive_int
 from ..diagnostics import logdensity_at
 from ..noise import Generators, draw
 from ..types import LogDensityFn, LossInfo
-from .checks import positive_int
 
 # Halvings of the interval in which a jitter of the wanted IoU lies.
 _BISECTIONS = 20

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from ..checks import positive, positive_int
 from ..langevin import langevin_chain
 from ..noise import Generators
 from ..types import LogDensityFn, LossInfo
-from .checks import positive, positive_int
 
 
 class MLMCMC(nn.Module):

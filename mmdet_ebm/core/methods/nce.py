@@ -17,9 +17,9 @@ arXiv 2005.01698, section 3 (NCE) and section 3.1 (NCE+).
 import torch
 from torch import Tensor, nn
 
+from ..checks import positive_int
 from ..noise import GaussianMixtureNoise, Generators, Sigmas
 from ..types import LogDensityFn, LossInfo
-from .checks import positive_int
 
 
 class NCEPlus(nn.Module):

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import positive, positive_int
 from ..diagnostics import logdensity_at
 from ..noise import Generators, draw
 from ..types import LogDensityFn, LossInfo
-from .checks import positive, positive_int
 
 
 class SM(nn.Module):
