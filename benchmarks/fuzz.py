@@ -52,7 +52,7 @@ CONFIG = (
 # Of processor time, and of waiting for something that never comes.
 CPU_SECONDS, SECONDS = 20, 120
 STRANGE = (
-    None, True, '', 'x', -1, 0, 1, 3, 2**40, 0.5, 1e-30, 1e30, math.inf,
+    None, True, '', 'x', -1, 0, 1, 3, 10**5, 0.5, 1e-30, 1e30, math.inf,
     -math.inf, math.nan, [], [0.1], [-1, 2], [[1], [2, 3]], {}, {'a': 1},
 )  # fmt: skip
 
@@ -300,7 +300,7 @@ class Fuzz:
         given = {
             name: draw.choice(STRANGE)
             for name in names
-            if draw.random() < 0.5 or kind is GaussianMixtureNoise
+            if draw.random() < 0.2 or kind is GaussianMixtureNoise
         }
         part = kind(**given)
         boxes = torch.tensor([[0.0, 0, 4, 8]])
