@@ -15,7 +15,7 @@ os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 import torch
 from boltons.fileutils import atomic_save
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tqdm import tqdm
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config entries',
     )
     return parser.parse_args()
