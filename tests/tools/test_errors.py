@@ -8,7 +8,7 @@ import torch
 
 from mmdet_ebm.apis import build_model
 
-from ..helpers import run_tool, save_checkpoint
+from ..helpers import run_tool, save_checkpoint, write_image
 from .test_pipeline import shrunk_config
 
 PLAIN = 'digits/faster-rcnn_r18-half_digits.py'
@@ -230,3 +230,35 @@ def test_a_first_layer_that_is_stored_flat_is_taken(files, tmp_path):
     torch.save(loaded, tmp_path / 'flat.pth')
     model = build_model(files['energy'], tmp_path / 'flat.pth', 'cpu')
     assert torch.equal(model.state_dict()[key], weight)
+
+
+def test_an_out_dir_that_is_a_file(files, monkeypatch, tmp_path):
+    (tmp_path / 'out').touch()
+    write_image(tmp_path / 'x.png')
+    with pytest.raises(SystemExit, match='error: .*File exists.*out'):
+        run_tool(
+            monkeypatch,
+            'infer',
+            files['energy'],
+            files['checkpoint'],
+            tmp_path / 'x.png',
+            '--out-dir',
+            tmp_path / 'out',
+        )
+
+
+@pytest.mark.parametrize('option', ['--resume', '--cfg-options'])
+def test_resuming_what_is_no_training(files, monkeypatch, tmp_path, option):
+    values = [files['checkpoint']]
+    if option == '--cfg-options':
+        values = ['resume=True', f'load_from={values[0]}']
+    with pytest.raises(SystemExit, match='error: .*energy.pth cannot be res'):
+        run_tool(
+            monkeypatch,
+            'train',
+            files['energy'],
+            '--work-dir',
+            tmp_path,
+            option,
+            *values,
+        )
