@@ -79,9 +79,8 @@ def generate_digits(
     """
     out_dir = Path(out_dir)
     stamp = out_dir / 'config.json'
-    # Through JSON, so that tuples compare as the lists they become.
-    wanted = json.loads(json.dumps(asdict(config)))
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted:
+    wanted = json.dumps(asdict(config), indent=2)
+    if stamp.exists() and stamp.read_text(errors='replace') == wanted:
         return out_dir
     (out_dir / 'images').mkdir(parents=True, exist_ok=True)
     (out_dir / 'annotations').mkdir(exist_ok=True)
@@ -116,7 +115,7 @@ def generate_digits(
                     _noisy(annotations, sigma, noise_rng),
                 )
     with atomic_save(stamp, text_mode=True, overwrite_part=True) as file:
-        file.write(json.dumps(wanted, indent=2))
+        file.write(wanted)
     return out_dir
 
 

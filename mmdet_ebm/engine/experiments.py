@@ -65,10 +65,12 @@ def train_once(
         load_from_time=load_from.stat().st_mtime if load_from else None,
     )
     started, done = work_dir / 'started.json', work_dir / 'done'
-    if not started.exists() or json.loads(started.read_text()) != identity:
+    # As text: a file that a kill has cut is no JSON, but it is another text.
+    wanted = json.dumps(identity)
+    if not started.exists() or started.read_text(errors='replace') != wanted:
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir(parents=True)
-        _write(started, json.dumps(identity))
+        _write(started, wanted)
     if not done.exists():
         options = [f'randomness.seed={seed}', f'load_from={load_from}']
         if max_epochs is not None:

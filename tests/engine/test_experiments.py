@@ -84,6 +84,16 @@ def test_an_interrupted_training_is_resumed(training, tmp_path):
     assert '--resume' in (tmp_path / 'work/options').read_text()
 
 
+def test_a_note_that_a_kill_has_cut_starts_the_training_anew(
+    training, tmp_path
+):
+    training()
+    started = tmp_path / 'work/started.json'
+    started.write_text(started.read_text()[:-9])
+    assert str(training()) == 'epoch_3.pth'
+    assert runs(tmp_path) == 1 and started.read_text().endswith('}')
+
+
 def test_tools_run_in_the_same_interpreter(tmp_path, capfd):
     tool = tmp_path / 'tool.py'
     tool.write_text('import sys; print(sys.executable, sys.argv[1:])')
