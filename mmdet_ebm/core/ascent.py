@@ -257,11 +257,7 @@ class BoxAscent:
 
     def __post_init__(self) -> None:
         lengths = self.step_length
-        if (
-            not isinstance(lengths, Sequence)
-            or len(lengths) != 2
-            or isinstance(lengths, str)
-        ):
+        if not isinstance(lengths, Sequence) or len(lengths) != 2:
             raise ValueError(
                 'step_length must be two numbers, for centre and size; got '
                 f'{lengths!r}'

@@ -90,7 +90,7 @@ def _extent(edges: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     """Mean of the linear interpolant over [e_q, e_q+1]: Q = E - 1 rows."""
-    first = _extent(edges, sizes)[0]
+    first, last = _extent(edges, sizes)
     cells = first[..., None] + torch.arange(num_taps, device=edges.device)
     left = edges[:, :-1, None] - cells
     right = edges[:, 1:, None] - cells
@@ -104,7 +104,10 @@ def _mean_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     length = edges[:, 1:, None] - edges[:, :-1, None]
     weights = integral / torch.where(length > 0, length, 1)
     # Written so that NaN stays NaN: an invalid box must not look like a zero.
-    return cells, torch.where(length <= 0, 0, weights)
+    weights = torch.where(length <= 0, 0, weights)
+    # Cells beyond the bin, which a larger one of the chunk asks for, have no
+    # weight and are not read either: zero times infinity is not zero.
+    return torch.minimum(cells, last[..., None]), weights
 
 
 def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
@@ -112,14 +115,17 @@ def _value_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     del sizes, num_taps
     first = _cell_of(edges)
     u = edges - first
-    return (torch.stack([first, first + 1], -1), torch.stack([1 - u, u], -1))
+    # A cell without weight is not read, as above.
+    second = first + (u > 0)
+    return (torch.stack([first, second], -1), torch.stack([1 - u, u], -1))
 
 
 def _slope_taps(edges: Tensor, sizes: Tensor, num_taps: int) -> Taps:
     """The interpolant's derivative at each edge (from the right at a cell)."""
-    cells, weights = _value_taps(edges, sizes, num_taps)
+    weights = _value_taps(edges, sizes, num_taps)[1]
+    first = _cell_of(edges)
     sign = torch.stack([-torch.ones_like(edges), torch.ones_like(edges)], -1)
-    return cells, sign + 0 * weights
+    return torch.stack([first, first + 1], -1), sign + 0 * weights
 
 
 def _prefix_taps(order: int) -> Callable[[Tensor, Tensor, int], Taps]:
@@ -208,9 +214,10 @@ def _bags(
     col_weights = torch.where((cols >= 0) & (cols < width), col_weights, 0)
     reads = None
     if not rules[0].extra:
-        rows, reads_rows = _read_no_zeros(rows, row_weights)
-        cols, reads_cols = _read_no_zeros(cols, col_weights)
-        reads = reads_rows[:, :, None] & reads_cols[:, None, :]
+        # != is True for NaN.
+        reads = (row_weights != 0).any(-1)[:, :, None] & (
+            col_weights != 0
+        ).any(-1)[:, None, :]
     rows = rows.clamp(min=0).minimum(height - 1) * layout.stride[:, None, None]
     cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
     index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
@@ -219,18 +226,6 @@ def _bags(
     )
     bag = num_taps[0] * num_taps[1]
     return index.reshape(-1, bag), weights.reshape(-1, bag), reads
-
-
-def _read_no_zeros(cells: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace cells (K, Q, n) without weight by one that has some.
-
-    Zero times a cell that is not finite is not zero, so a cell without weight
-    must not be read; least of all one that only a larger grid of the chunk
-    reaches. Also says which of (K, Q) have a weight at all.
-    """
-    counts = weights != 0  # True for NaN
-    some, first = counts.max(-1, keepdim=True)
-    return torch.where(counts, cells, cells.gather(-1, first)), some[..., 0]
 
 
 def _chunks(
@@ -504,7 +499,8 @@ class GridSum(Function):
                 per_sample_weights=weights.to(first.dtype),
             ).view(-1, *shape[1:])
             if reads is not None and not reads.all():
-                values.masked_fill_(~reads[..., None], 0)
+                unread = (~reads).flatten().nonzero()[:, 0]
+                values.view(-1, shape[-1]).index_fill_(0, unread, 0)
             if isinstance(grids, slice) and len(values) == len(out):
                 out = values
             elif isinstance(grids, slice):

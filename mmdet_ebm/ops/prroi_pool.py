@@ -213,9 +213,10 @@ class FeaturePyramid:
             empty = (
                 (scaled[:, 2] <= scaled[:, 0]) | (scaled[:, 3] <= scaled[:, 1])
             )[:, None, None]
-            pooled = pooled / torch.where(empty, 1, lengths)[..., None]
-            on_bad_cells = pooled[..., -1:] > _LEAST_SHARE
-            pooled = torch.where(on_bad_cells, torch.nan, pooled[..., :-1])
+            on_bad_cells = pooled.detach()[..., -1] > _LEAST_SHARE * lengths
+            lengths = torch.where(on_bad_cells, torch.nan, lengths)
+            lengths = torch.where(empty, 1, lengths)
+            pooled = pooled[..., :-1] / lengths[..., None]
             pooled = torch.where(empty[..., None], 0, pooled)
         return pooled.permute(0, 3, 1, 2).to(self.dtype)
 
@@ -335,10 +336,13 @@ def _prefix_sums(features: Tensor) -> Tensor:
 
     Cells that are not finite count as zero. The last channel counts them.
     """
-    bad = ~features.isfinite()
-    cells = torch.where(bad, 0, features).to(torch.float64)
-    marked = torch.cat([cells, bad.any(1, keepdim=True).to(cells.dtype)], 1)
-    return nn.functional.pad(marked, (1, 0, 1, 0)).cumsum(2).cumsum(3)
+    num, channels, height, width = features.shape
+    cells = features.new_zeros(
+        (num, channels + 1, height + 1, width + 1), dtype=torch.float64
+    )
+    cells[:, :-1, 1:, 1:] = features.nan_to_num(0.0, 0.0, 0.0)
+    cells[:, -1, 1:, 1:] = ~features.isfinite().all(1)
+    return cells.cumsum(2).cumsum(3)
 
 
 def _bin_edges(start: Tensor, stop: Tensor, num_bins: int) -> Tensor:
