@@ -25,6 +25,14 @@ from .seeding import seed_all, seeded_loader
 _START = 'start_of_batches'
 
 
+class _Batches(chain):
+    """Batches that can be skipped as mmengine's maintained fork does it."""
+
+    def skip_iter(self, num_iters: int) -> None:
+        for _ in range(num_iters):
+            next(self)
+
+
 class _Seeded:
     """The common part of both loops; must come before mmengine's class."""
 
@@ -157,7 +165,7 @@ class ResumableIterTrainLoop(_Seeded, IterBasedTrainLoop):
             self.runner.seed, self._iter, self._skip
         )
         # mmengine drops the batches of past iterations; here they are empty.
-        self.dataloader_iterator = chain(
+        self.dataloader_iterator = _Batches(
             repeat(None, self._iter), self.dataloader
         )
         return super().run()
