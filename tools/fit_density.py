@@ -8,11 +8,10 @@ the new checkpoint and are printed.
 """
 
 import argparse
-import os
 
-# Must come before torch: memory comes in large pages, see docs/speed.md.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
 
+# isort: split
 import torch
 from boltons.fileutils import atomic_save
 from mmengine.config import Config

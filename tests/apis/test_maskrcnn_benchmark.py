@@ -389,7 +389,7 @@ def test_a_truncated_file_is_refused(model, weights, tmp_path):
     with pytest.raises(ValueError, match='bad.pth cannot be read'):
         convert_checkpoint(path, tmp_path / 'out.pth', model)
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match='holds a list'):
+    with pytest.raises(ValueError, match='is of list'):
         convert_checkpoint(path, tmp_path / 'out.pth', model)
     assert [path.name for path in tmp_path.iterdir()] == ['bad.pth']
 

@@ -26,10 +26,16 @@ names = st.text(
     min_size=1,
     max_size=20,
 ).filter(lambda name: name not in ('.', '..'))
-detections = st.lists(
-    st.tuples(st.integers(0, 80), any_float, boxes(), any_float, boxes()),
-    max_size=4,
-)
+
+
+def rows_of(scores):
+    return st.lists(
+        st.tuples(st.integers(0, 80), scores, boxes(), any_float, boxes()),
+        max_size=4,
+    )
+
+
+detections = rows_of(any_float)
 
 
 def instances_of(rows):
@@ -99,7 +105,7 @@ def test_a_ledger_that_was_cut_off_keeps_what_was_whole(noted, data):
 
 
 @few
-@given(names, detections)
+@given(names, rows_of(st.floats(0, 1, width=32)))
 def test_what_is_saved_under_a_name_is_found_under_it(name, rows):
     prediction = to_prediction(instances_of(rows))
     with tempfile.TemporaryDirectory() as path:
