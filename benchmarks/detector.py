@@ -4,13 +4,23 @@ from collections.abc import Callable
 
 import torch
 
-from mmdet_ebm.core import BoxAscent
+from mmdet_ebm.core import BoxAscent, FixedBoxDensity
 from mmdet_ebm.models import Refinement
 from mmdet_ebm.models.detectors import refine_detections
 
 from .published import PUBLISHED_ASCENT
 from .scene import REDUCTION, Run, Scene, build_scene, image_batch
 from .timing import time_in_turn
+
+# Numbers like those that are fitted, with all that they can ask for.
+FITTED = dict(
+    temperature=2.0,
+    side_std=0.03,
+    score_slope=-0.2,
+    size_slope=-0.3,
+    vote_share=1.0,
+    quality_power=0.5,
+)
 
 
 def detector(run: Run) -> None:
@@ -46,6 +56,24 @@ def _compare(
     batch = image_batch(image_size, run.device)
     default = scene.energy_model.ascent
     published = BoxAscent(**PUBLISHED_ASCENT, step_rule='decay')
+    fitted, alone = FixedBoxDensity(**FITTED), FixedBoxDensity()
+
+    @torch.no_grad()
+    def refined(
+        dtype: torch.dtype | None = None, uncertainty: bool = False
+    ) -> None:
+        """The default, under a fitted density. Its NMS and vote of the
+        candidates count, though the detector's own time has an NMS too."""
+        energy_model = scene.energy_model
+        energy_model.ascent, energy_model.inference_dtype = default, dtype
+        energy_model.density = fitted
+        refine_detections(
+            energy_model,
+            Refinement(uncertainty=uncertainty),
+            scene.pyramid(),
+            scene.candidates,
+            scene.model.box_source.test_cfg,
+        )
 
     @torch.no_grad()
     def stages(
@@ -57,6 +85,7 @@ def _compare(
     ) -> None:
         energy_model = scene.energy_model
         energy_model.ascent, energy_model.inference_dtype = schedule, dtype
+        energy_model.density = alone
         refine_detections(
             energy_model,
             Refinement(energy_nms, ascent),
@@ -68,6 +97,9 @@ def _compare(
     bfloat16 = torch.bfloat16
     calls = {
         'detector': torch.no_grad()(lambda: scene.model.predict(**batch)),
+        'refined, the default': refined,
+        'refined, bfloat16': lambda: refined(bfloat16),
+        'refined and described': lambda: refined(uncertainty=True),
         'energy NMS': lambda: stages(True, False),
         'ascent': lambda: stages(False, True),
         'both': lambda: stages(True, True),
