@@ -64,7 +64,7 @@ def test_published_loop_ends_where_the_published_schedule_does(tmp_path):
 def test_detector_is_what_stages_are_compared_with(tmp_path):
     rows = ratios(figures('detector', tmp_path))
     assert {row['other'] for row in rows.values()} == {'detector'}
-    assert len(rows) == 8
+    assert len(rows) == 11
 
 
 def test_training_tells_time_and_memory(tmp_path):
