@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ('core', 'ops', 'models', 'apis', 'evaluation')
+PACKAGES = ('core', 'ops', 'models', 'apis', 'evaluation', 'tracking')
 _WITH_HEADING = """\
     options:
       show_root_heading: true

@@ -104,8 +104,10 @@ def use_amp(cfg: Config) -> None:
 
 def trains_energy_alone(cfg: Config) -> bool:
     """Whether the config has an energy model on a frozen detector."""
-    return 'energy_model' in cfg.model and cfg.model.get(
-        'freeze_detector', True
+    return (
+        'energy_model' in cfg.model
+        and 'detector' in cfg.model
+        and cfg.model.get('freeze_detector', True)
     )
 
 

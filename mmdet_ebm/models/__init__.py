@@ -32,6 +32,12 @@ from .losses import (
 )
 from .necks import EnergyNeck
 from .roi_heads import EnergyHead
+from .trackers import (
+    EnergySOT,
+    MobileNetV2Stem,
+    TargetConditionalEnergy,
+    TargetEnergyModel,
+)
 from .uncertainty import BoxUncertainty, UncertaintyEstimator
 
 __all__ = [
@@ -47,15 +53,19 @@ __all__ = [
     'EnergyLoss',
     'EnergyModel',
     'EnergyNeck',
+    'EnergySOT',
     'KLDISLoss',
     'LocalizationConfidenceLoss',
     'MLISLoss',
     'MLMCMCLoss',
+    'MobileNetV2Stem',
     'NCELoss',
     'NCEPlusLoss',
     'RefinedBoxes',
     'Refinement',
     'SMLoss',
+    'TargetConditionalEnergy',
+    'TargetEnergyModel',
     'UncertaintyEstimator',
     'energy_nms',
 ]

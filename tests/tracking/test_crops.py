@@ -1,0 +1,49 @@
+"""Regions and patches: a target is where the mapped box says it is."""
+
+import numpy as np
+import pytest
+
+from mmdet_ebm.tracking import Region
+
+from .videos import moving_square
+
+
+def painted(box, height=60, width=80):
+    x1, y1, x2, y2 = np.asarray(box).astype(int)
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[y1:y2, x1:x2] = 255
+    return frame
+
+
+@pytest.mark.parametrize('shift', [(0, 0), (0.4, -0.3)])
+@pytest.mark.parametrize('log_scale', [(0, 0), (0.3, -0.2)])
+def test_the_target_is_where_the_mapped_box_is(shift, log_scale):
+    box = np.array([30.0, 20, 54, 36])
+    region = Region.around(box, 3.0, 120, shift, log_scale)
+    patch = region.cut(painted(box))
+    x1, y1, x2, y2 = np.round(region.to_patch(box)).astype(int)
+    inside = np.zeros(patch.shape[:2], bool)
+    inside[y1:y2, x1:x2] = True
+    assert patch.shape == (120, 120, 3)
+    assert (patch[..., 0] > 127)[inside].mean() > 0.95
+    assert (patch[..., 0] > 127)[~inside].mean() < 0.02
+
+
+def test_boxes_survive_the_way_there_and_back():
+    boxes = np.array([[3.5, 4.25, 20, 30], [-5, 2, 90, 70]])
+    region = Region.around(boxes[0], 2.5, 96, (0.2, 0.1), (0.3, 0.0))
+    np.testing.assert_allclose(region.to_frame(region.to_patch(boxes)), boxes)
+
+
+def test_beyond_the_frame_its_edge_goes_on():
+    frame, boxes = moving_square(1)
+    region = Region(-20, -10, 40, 30, 40)
+    patch = region.cut(np.ascontiguousarray(frame[0]))
+    assert (patch[:13, :19] == patch[0, 0]).all()
+    far = Region(-500, -500, 40, 40, 16).cut(frame[0])
+    assert (far == frame[0][0, 0]).all()
+
+
+def test_a_box_without_area_has_a_region():
+    region = Region.around(np.array([5.0, 5, 5, 5]), 2.5, 16)
+    assert region.cut(np.zeros((20, 20, 3), np.uint8)).shape == (16, 16, 3)

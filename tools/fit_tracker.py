@@ -1,0 +1,59 @@
+"""Fit how much an energy model and a tracker are trusted, on held-out tracks.
+
+  python tools/fit_tracker.py CONFIG CHECKPOINT --data data/tracking/train \
+      --boxes boxes/CSRT --out csrt.json
+
+The tracks are those named held_out in the config, or all of the folder. The
+numbers go into a file that tools/refine_tracks.py reads.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+# Must come before torch: memory comes in large pages, see docs/speed.md.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
+from mmengine.config import Config
+
+from mmdet_ebm.apis import checks
+from mmdet_ebm.apis.tracking import build_tracking_model, read_tracker
+from mmdet_ebm.evaluation import fit_tracker
+from mmdet_ebm.tracking import LAYOUTS, find_tracks
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config file of the energy model')
+    parser.add_argument('checkpoint', help='its checkpoint file')
+    parser.add_argument('--data', required=True, help='folder of the tracks')
+    parser.add_argument('--layout', choices=list(LAYOUTS), default='otb')
+    parser.add_argument(
+        '--boxes',
+        required=True,
+        help="folder with the tracker's boxes, NAME.txt for each track, lines "
+        'of x, y, w, h counted from 1',
+    )
+    parser.add_argument('--out', required=True, help='JSON file to write')
+    parser.add_argument('--device', default='cpu')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with checks.exit_with_message():
+        cfg = Config.fromfile(args.config)
+        model = build_tracking_model(cfg, args.checkpoint, args.device)
+        tracks = find_tracks(args.data, args.layout, cfg.get('held_out'))
+        boxes = read_tracker(args.boxes, tracks)
+        fit = fit_tracker(model, tracks, boxes)
+    Path(args.out).write_text(json.dumps(fit.numbers, indent=1))
+    print(fit)
+
+
+if __name__ == '__main__':
+    main()
