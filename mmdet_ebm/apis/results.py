@@ -22,17 +22,20 @@ FIELDS = (
     'initial_bboxes',
     'box_std',
     'box_logprobs',
+    'class_scores',
+    'qualities',
 )
 _FIELDS_OF_FOUR = ('bboxes', 'initial_bboxes', 'box_std')
-# COCO's name (one detection) for a field of predictions (all of an image).
-# Boxes are not among them: corners become x, y, width, height.
-_COCO_FIELDS = {
+# The name for one detection of a number that an image has for each of them.
+NAMES_OF_ONE = {
     'scores': 'score',
     'logdensities': 'logdensity',
     'box_logprobs': 'box_logprob',
-    'box_std': 'box_std',
-    'masks': 'segmentation',
+    'class_scores': 'class_score',
+    'qualities': 'quality',
 }
+# COCO's names. Boxes are not among them: corners become x, y, width, height.
+_COCO_FIELDS = NAMES_OF_ONE | {'box_std': 'box_std', 'masks': 'segmentation'}
 
 
 @dataclass
@@ -110,10 +113,10 @@ def to_prediction(instances: InstanceData) -> dict:
     Returns:
         For K detections ``labels``, ``scores`` [K], ``bboxes`` [K][4] and, if
         the model gives them, ``masks`` (run lengths), ``logdensities`` [K],
-        ``initial_bboxes`` [K][4], ``box_std`` [K][4] and ``box_logprobs``
-        [K]. Boxes are corners in the image's pixels. A number that is not
-        finite is None, because JSON has no word for it; the uncertainty of a
-        very small box is such a number.
+        ``initial_bboxes`` [K][4], ``box_std`` [K][4], ``box_logprobs`` [K],
+        ``class_scores`` [K] and ``qualities`` [K]. Boxes are corners in the
+        image's pixels. A number that is not finite is None, because JSON has
+        no word for it; the uncertainty of a very small box is such a number.
     """
     instances = instances.cpu()
     prediction = {
@@ -169,7 +172,7 @@ def coco_annotations(prediction: dict) -> list[dict]:
     """Convert the prediction of an image to COCO annotations without ids."""
     annotations = []
     for row, label in enumerate(prediction['labels']):
-        box = _xywh(prediction['bboxes'][row])
+        box = xywh(prediction['bboxes'][row])
         annotation = dict(
             category_id=label + 1, bbox=box, area=box[2] * box[3], iscrowd=0
         )
@@ -177,14 +180,15 @@ def coco_annotations(prediction: dict) -> list[dict]:
             if plural in prediction:
                 annotation[name] = prediction[plural][row]
         if 'initial_bboxes' in prediction:
-            annotation['initial_bbox'] = _xywh(
+            annotation['initial_bbox'] = xywh(
                 prediction['initial_bboxes'][row]
             )
         annotations.append(annotation)
     return annotations
 
 
-def _xywh(corners: Sequence[float]) -> list[float]:
+def xywh(corners: Sequence[float]) -> list[float]:
+    """Corners x1, y1, x2, y2 of a box as x1, y1, width, height."""
     x1, y1, x2, y2 = corners
     return [x1, y1, x2 - x1, y2 - y1]
 

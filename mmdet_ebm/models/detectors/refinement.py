@@ -89,7 +89,8 @@ def refine_detections(
         NMS or an ascent ``logdensities`` (K,), NaN for boxes that no stage
         looked at; after an ascent also
         ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
-        ``class_scores`` (K,), the scores before; with ``uncertainty`` also
+        ``class_scores`` (K,), the scores before, and ``qualities`` (K,), the
+        expected qualities in [0, 1]; with ``uncertainty`` also
         ``box_std`` (K, 4), standard deviations of x1, y1, x2, y2, and
         ``box_logprobs`` (K,). Then, with ``keep_plain``, the detections
         without any stage.
@@ -306,7 +307,10 @@ def rank(
         order = scores.argsort(descending=True, stable=True)
         results.append(
             _with_fields(
-                detection, scores=scores, class_scores=detection.scores
+                detection,
+                scores=scores,
+                class_scores=detection.scores,
+                qualities=quality,
             )[order]
         )
     return results

@@ -388,8 +388,10 @@ def test_ranking_multiplies_scores_by_quality_and_keeps_class_scores(
             before.scores.tolist()
         )
         assert (after.scores.diff() <= 0).all()
-        ratio = after.scores / after.class_scores
-        assert (ratio > 0).all() and (ratio < 1).all()
+        assert (after.qualities > 0).all() and (after.qualities < 1).all()
+        torch.testing.assert_close(
+            after.scores, after.class_scores * after.qualities**0.5
+        )
         # What else a detection carries goes with it.
         torch.testing.assert_close(after.mine, 10 * after.class_scores)
 
