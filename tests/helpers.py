@@ -3,12 +3,16 @@
 import os
 import runpy
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+
+from mmdet_ebm.apis.inputs import Source
+from mmdet_ebm.apis.results_folder import ResultsFolder
 
 from .small_models import CONFIGS, ROOT, build, shrink
 
@@ -132,3 +136,44 @@ def assert_same_detections(first, second, atol=1e-3):
     assert first['labels'] == second['labels']
     for field in ('scores', 'bboxes', 'logdensities', 'initial_bboxes'):
         np.testing.assert_allclose(first[field], second[field], atol=atol)
+
+
+def two_detections():
+    """A prediction of a cat, of which all is known, and a less sure dog."""
+    return dict(
+        labels=[1, 0],
+        scores=[0.75, 0.25],
+        bboxes=[[10.0, 20.0, 50.0, 80.0], [0.0, 0.5, 100.0, 200.0]],
+        logdensities=[3.5, None],
+        initial_bboxes=[[8.0, 20.0, 52.0, 84.0], [0.0, 0.5, 100.0, 200.0]],
+        box_std=[[1.0, 1.25, 1.5, 2.0], [None] * 4],
+        box_logprobs=[-1.25, None],
+        class_scores=[0.875, 0.5],
+        qualities=[0.625, 0.25],
+    )
+
+
+def write_results(folder):
+    """A folder as of a run: two images, a frame of a video and an array.
+
+    Only x & y/cat.jpg, of 100 x 200 pixels, has detections.
+    """
+    results = ResultsFolder(folder, dict(classes=['dog', 'cat & co']))
+    nothing = dict.fromkeys(two_detections(), [])
+    for name, content, prediction in (
+        ('x & y/cat.jpg', Path('/in/x & y/cat.jpg'), two_detections()),
+        ('empty.png', Path('/in/empty.png'), nothing),
+        ('clip.mp4/000000', Path('/in/clip.mp4'), nothing),
+        ('00000000', np.zeros((200, 100, 3), np.uint8), nothing),
+    ):
+        results.save(name, prediction)
+        results.finish(
+            name, Source(name, content), 'signature', dict(size=[100, 200])
+        )
+    results.finish(
+        'clip.mp4',
+        Source('clip.mp4', Path('/in/clip.mp4')),
+        'signature',
+        dict(num_frames=1),
+    )
+    return Path(folder)

@@ -5,18 +5,23 @@ from ..environment import require_mmdet
 require_mmdet()
 
 
+from .exports import to_supervision
 from .inferencer import EnergyDetInferencer
 from .inputs import expand_inputs, read_image
 from .model import build_model
 from .results import ImageResult, Summary, to_instances, to_prediction
+from .results_folder import SavedImage, SavedResults
 
 __all__ = [
     'EnergyDetInferencer',
     'ImageResult',
+    'SavedImage',
+    'SavedResults',
     'Summary',
     'build_model',
     'expand_inputs',
     'read_image',
     'to_instances',
     'to_prediction',
+    'to_supervision',
 ]

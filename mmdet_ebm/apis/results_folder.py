@@ -5,13 +5,14 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from boltons.fileutils import atomic_save
 from boltons.jsonutils import JSONLIterator
 
-from .inputs import Source
+from .inputs import VIDEO_SUFFIXES, Source
 from .results import coco_annotations, is_prediction
 
 
@@ -64,7 +65,7 @@ class ResultsFolder:
         write_file(written, json.dumps(settings, indent=1))
 
     def prediction_file(self, name: str) -> Path:
-        return self.path / 'preds' / f'{name}.json'
+        return _prediction_file(self.path, name)
 
     def picture_file(self, name: str, video: bool = False) -> Path:
         return self.path / 'vis' / f'{name}{".mp4" if video else ".jpg"}'
@@ -89,13 +90,7 @@ class ResultsFolder:
         """The prediction of an image; None if missing or out of date."""
         if self._records.get(name, {}).get('signature') != signature:
             return None
-        try:
-            prediction = json.loads(
-                self.prediction_file(name).read_text('utf-8')
-            )
-        except (OSError, ValueError, RecursionError):
-            return None
-        return prediction if is_prediction(prediction) else None
+        return _read_prediction(self.prediction_file(name))
 
     def num_frames(self, name: str, signature: str) -> int:
         """Frames of a video, all of which are finished; 0 if they are not."""
@@ -183,10 +178,7 @@ class ResultsFolder:
             # must not go on in it.
             with self._ledger.open('a') as ledger:
                 ledger.write('\n')
-        lines = JSONLIterator(
-            io.StringIO(content.decode(errors='replace')), ignore_errors=True
-        )
-        return {line['name']: line for line in lines if _is_record(line)}
+        return _records(content)
 
     def _note(self, record: dict) -> None:
         self._records[record['name']] = record
@@ -205,6 +197,91 @@ class ResultsFolder:
                     file.unlink(missing_ok=True)
         self._ledger.unlink(missing_ok=True)
         self._records = {}
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """The result of an image or video frame, as a folder holds it.
+
+    Attributes:
+        name: Of the image; ``NAME/000012`` is a frame.
+        path: Of the image file or video; None if it was an array.
+        width: In pixels.
+        height: In pixels.
+        prediction: See :func:`to_prediction`; boxes in the image's pixels.
+    """
+
+    name: str
+    path: str | None
+    width: int
+    height: int
+    prediction: dict
+
+    @property
+    def is_file(self) -> bool:
+        """Whether there is an image file: no array, no frame of a video."""
+        return (
+            self.path is not None
+            and Path(self.path).suffix.lower() not in VIDEO_SUFFIXES
+        )
+
+
+class SavedResults:
+    """What a folder of results holds, in the order of the names. Reads only.
+
+    Iteration yields a :class:`SavedImage` for each image and frame that is
+    finished; one at a time is in memory.
+
+    Args:
+        folder: A ``ResultsFolder``, also of a run that was interrupted.
+
+    Attributes:
+        classes: Names of the labels.
+
+    Raises:
+        FileNotFoundError: If the folder holds no results.
+        ValueError: If the results are damaged, or without predictions.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        ledger = self.path / 'images.jsonl'
+        if not ledger.exists():
+            raise FileNotFoundError(
+                f'no results in {folder}: expected a folder that '
+                'tools/infer.py wrote, with an images.jsonl in it'
+            )
+        self._records = {
+            name: record
+            for name, record in sorted(_records(ledger.read_bytes()).items())
+            if 'size' in record['details']
+        }
+        if self._records and not any(
+            _prediction_file(self.path, name).exists()
+            for name in self._records
+        ):
+            raise ValueError(
+                f'{folder} holds no predictions; run tools/infer.py without '
+                '--no-save-pred'
+            )
+        settings = self.path / 'settings.json'
+        try:
+            self.classes = tuple(
+                json.loads(settings.read_text('utf-8'))['classes']
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f'{settings} is damaged: it has no list of classes'
+            ) from error
+
+    def __iter__(self) -> Iterator[SavedImage]:
+        for name, record in self._records.items():
+            prediction = _read_prediction(_prediction_file(self.path, name))
+            if prediction is not None:
+                width, height = record['details']['size']
+                yield SavedImage(
+                    name, record.get('path'), width, height, prediction
+                )
 
 
 @contextmanager
@@ -231,6 +308,27 @@ def write_file(path: Path, content: str | bytes) -> None:
     data = content if isinstance(content, bytes) else content.encode()
     with write_whole(path, text_mode=False) as file:
         file.write(data)
+
+
+def _prediction_file(folder: Path, name: str) -> Path:
+    return folder / 'preds' / f'{name}.json'
+
+
+def _read_prediction(file: Path) -> dict | None:
+    """A prediction; None if it is missing or damaged."""
+    try:
+        prediction = json.loads(file.read_text('utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return prediction if is_prediction(prediction) else None
+
+
+def _records(ledger: bytes) -> dict[str, dict]:
+    """The records of a ledger by name; what is no record is passed over."""
+    lines = JSONLIterator(
+        io.StringIO(ledger.decode(errors='replace')), ignore_errors=True
+    )
+    return {line['name']: line for line in lines if _is_record(line)}
 
 
 def _is_record(line: Any) -> bool:
