@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,11 +16,17 @@ from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.inputs import Source
 from mmdet_ebm.apis.results_folder import (
     ResultsFolder,
+    SavedResults,
     write_file,
     write_whole,
 )
 
-from ..helpers import random_image, save_checkpoint, write_image
+from ..helpers import (
+    random_image,
+    save_checkpoint,
+    write_image,
+    write_results,
+)
 
 NAMES = ['a/x.jpg', 'b/x.jpg', 'broken.jpg', 'x.jpg', 'x.png']
 
@@ -307,3 +314,41 @@ def test_boxes_that_are_not_finite_are_named(
     assert result['predictions'] == [None]
     assert 'not finite' in ''.join(result['skipped'].values())
     assert not list(tmp_path.rglob('preds/*'))
+
+
+def test_saved_results_are_those_of_the_run(inferencer, tmp_path):
+    path = write_image(tmp_path / 'in/x.png', height=64, width=48)
+    result = inferencer(path, out_dir=tmp_path / 'out', no_save_vis=True)
+    saved = SavedResults(tmp_path / 'out')
+    assert saved.classes == inferencer.classes
+    (image,) = saved
+    assert (image.name, image.path) == ('x.png', str(path))
+    assert (image.width, image.height, image.is_file) == (48, 64, True)
+    assert image.prediction == result['predictions'][0]
+
+
+def test_saved_results_pass_over_what_is_damaged_and_change_nothing(tmp_path):
+    folder = write_results(tmp_path)
+    (folder / 'preds/empty.png.json').write_text('{')
+    ledger = folder / 'images.jsonl'
+    ledger.write_text(ledger.read_text() + '{"name": "cut')
+    before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    assert [(i.name, i.is_file) for i in SavedResults(folder)] == [
+        ('00000000', False),
+        ('clip.mp4/000000', False),
+        ('x & y/cat.jpg', True),
+    ]
+    after = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    assert after == before
+
+
+def test_folders_without_saved_results_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'images\.jsonl'):
+        SavedResults(tmp_path)
+    folder = write_results(tmp_path)
+    (folder / 'settings.json').write_text('{}')
+    with pytest.raises(ValueError, match='list of classes'):
+        SavedResults(folder)
+    shutil.rmtree(folder / 'preds')
+    with pytest.raises(ValueError, match='--no-save-pred'):
+        SavedResults(folder)

@@ -1,0 +1,72 @@
+"""The command that writes results for other tools."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from ..helpers import run_tool, write_results
+
+
+@pytest.fixture
+def export(monkeypatch, capsys, tmp_path):
+    """Runs the tool; gives its exit status, what it wrote and what it says."""
+    write_results(tmp_path / 'results')
+
+    def run(*arguments, results=tmp_path / 'results'):
+        out = tmp_path / 'out/file'
+        with pytest.raises(SystemExit) as done:
+            run_tool(monkeypatch, 'export', results, '--out', out, *arguments)
+        said = capsys.readouterr()
+        text = out.read_text() if out.exists() else None
+        return done.value.code, text, said.out + said.err
+
+    return run
+
+
+def test_a_table_holds_all_detections(export):
+    status, text, said = export('--format', 'csv')
+    assert status == 0 and '2 detections of 4 images and frames' in said
+    assert len(list(csv.reader(text.splitlines()))) == 3
+
+
+def test_a_threshold_leaves_detections_out(export):
+    _, text, said = export('--format', 'csv', '--pred-score-thr', '0.5')
+    assert '1 detections' in said and 'dog' not in text
+
+
+@pytest.mark.parametrize('name', ['label-studio', 'cvat', 'fiftyone'])
+def test_frames_and_arrays_are_left_out_and_counted(export, name):
+    status, text, said = export('--format', name)
+    assert status == 0 and 'left out: 2 frames' in said
+    assert 'empty.png' in text
+    assert 'clip.mp4' not in text and '00000000' not in text
+
+
+def test_what_to_set_up_in_an_annotation_tool_is_printed(export):
+    said = export('--format', 'label-studio')[2]
+    assert '<Label value="cat &amp; co" />' in said
+    labels = json.loads(export('--format', 'cvat')[2].splitlines()[-1])
+    assert [label['name'] for label in labels] == ['dog', 'cat & co']
+
+
+def test_label_studio_gets_images_from_where_the_user_says(export):
+    prefix = 'https://example.org/'
+    tasks = json.loads(
+        export('--format', 'label-studio', '--image-prefix', prefix)[1]
+    )
+    assert tasks[0]['data']['image'] == 'https://example.org/empty.png'
+    status, _, said = export('--format', 'csv', '--image-prefix', prefix)
+    assert status == 2 and 'label-studio' in said
+
+
+def test_a_folder_without_results_is_named(export, tmp_path):
+    message, text, _ = export('--format', 'csv', results=tmp_path)
+    assert message.startswith('error: no results in') and text is None
+
+
+def test_a_missing_library_is_named_with_its_extra(export, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    message, text, _ = export('--format', 'parquet')
+    assert 'mmdet_ebm[parquet]' in message and text is None
