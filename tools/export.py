@@ -1,8 +1,8 @@
 """Write the results of tools/infer.py in the form of another tool.
 
   csv, parquet   a row for each detection, for spreadsheets and data frames
-  label-studio   tasks with predictions
-  cvat           annotations, CVAT for images 1.1
+  label-studio   tasks with predictions, and OUT.interface.xml
+  cvat           annotations, CVAT for images 1.1, and OUT.labels.json
   fiftyone       a COCO data set for FiftyOne's importer
 
 docs/exports.md says what to type in each tool. Nothing is computed again.
@@ -13,14 +13,13 @@ arguments.
 
 import argparse
 import dataclasses
-import json
 import sys
 from functools import partial
 from pathlib import Path
 
 from mmdet_ebm.apis import exports, preannotations
 from mmdet_ebm.apis.checks import exit_with_message
-from mmdet_ebm.apis.results_folder import SavedResults
+from mmdet_ebm.apis.results_folder import SavedResults, write_file
 
 WRITERS = {
     'csv': exports.write_csv,
@@ -31,6 +30,20 @@ WRITERS = {
 }
 # These know images and no arrays or frames of a video.
 FILES_ONLY = ('label-studio', 'cvat', 'fiftyone')
+# What the tool must know before: suffix of a file beside the other, its text,
+# and what it is for.
+SETUPS = {
+    'label-studio': (
+        '.interface.xml',
+        preannotations.label_studio_interface,
+        'labelling interface of the project',
+    ),
+    'cvat': (
+        '.labels.json',
+        preannotations.cvat_labels,
+        'labels of the task',
+    ),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,12 +109,11 @@ def main() -> int:
             f'left out: {counts["left_out"]} frames of videos and arrays, '
             f'which are no image files for {args.format}'
         )
-    if args.format == 'label-studio':
-        print('labelling interface of the project:')
-        print(preannotations.label_studio_interface(results.classes))
-    elif args.format == 'cvat':
-        print('labels of the task, in the field "Raw":')
-        print(json.dumps(preannotations.cvat_labels(results.classes)))
+    if args.format in SETUPS:
+        suffix, text, purpose = SETUPS[args.format]
+        beside = args.out.with_name(args.out.name + suffix)
+        write_file(beside, text(results.classes))
+        print(f'{purpose} in {beside}')
     return 0
 
 

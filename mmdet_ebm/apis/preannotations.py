@@ -137,7 +137,7 @@ def cvat_image(
     return element
 
 
-def cvat_labels(classes: Sequence[str]) -> list[dict]:
+def cvat_labels(classes: Sequence[str]) -> str:
     """The labels of a CVAT task for :func:`cvat_image`: its "Raw" JSON."""
     attributes = [
         dict(
@@ -149,10 +149,11 @@ def cvat_labels(classes: Sequence[str]) -> list[dict]:
         )
         for name in CVAT_ATTRIBUTES
     ]
-    return [
+    labels = [
         dict(name=name, type='rectangle', attributes=attributes)
         for name in classes
     ]
+    return json.dumps(labels, indent=1)
 
 
 def write_cvat(
@@ -196,7 +197,7 @@ def _cvat_meta(classes: Sequence[str]) -> ElementTree.Element:
         for name, text in texts.items():
             ElementTree.SubElement(parent, name).text = text
 
-    for label in cvat_labels(classes):
+    for label in json.loads(cvat_labels(classes)):
         element = ElementTree.SubElement(labels, 'label')
         add(element, name=label['name'], type=label['type'])
         attributes = ElementTree.SubElement(element, 'attributes')

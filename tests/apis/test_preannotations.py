@@ -126,7 +126,7 @@ def test_cvats_attributes_are_what_is_known_of_a_box(annotations):
 
 
 def test_labels_of_a_cvat_task_have_these_attributes(annotations):
-    labels = cvat_labels(CLASSES)
+    labels = json.loads(cvat_labels(CLASSES))
     for label, element in zip(labels, annotations.iterfind('.//label')):
         assert label['name'] == element.findtext('name')
         names = [attribute['name'] for attribute in label['attributes']]

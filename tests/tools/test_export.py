@@ -44,11 +44,16 @@ def test_frames_and_arrays_are_left_out_and_counted(export, name):
     assert 'clip.mp4' not in text and '00000000' not in text
 
 
-def test_what_to_set_up_in_an_annotation_tool_is_printed(export):
-    said = export('--format', 'label-studio')[2]
-    assert '<Label value="cat &amp; co" />' in said
-    labels = json.loads(export('--format', 'cvat')[2].splitlines()[-1])
-    assert [label['name'] for label in labels] == ['dog', 'cat & co']
+@pytest.mark.parametrize(
+    'name, suffix',
+    [('label-studio', '.interface.xml'), ('cvat', '.labels.json')],
+)
+def test_what_an_annotation_tool_must_know_first_is_beside_the_file(
+    export, tmp_path, name, suffix
+):
+    beside = tmp_path / f'out/file{suffix}'
+    assert export('--format', name)[2].strip().endswith(f' in {beside}')
+    assert 'dog' in beside.read_text()
 
 
 def test_label_studio_gets_images_from_where_the_user_says(export):
