@@ -199,6 +199,7 @@ def test_five_minutes_lead_to_a_refined_detector(users, base):
 @pytest.mark.parametrize(
     'base, page',
     [
+        (FASTER, 'exports.md'),
         (FASTER, 'inference.md'),
         (FASTER, 'methods.md'),
         (FASTER, 'options.md'),

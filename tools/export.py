@@ -65,11 +65,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--image-prefix',
         help='label-studio: what comes before the name of an image in its '
-        'address (default: /data/local-files/?d=)',
+        'address, e.g. "/data/local-files/?d=photos/"',
     )
     args = parser.parse_args()
-    if args.format != 'label-studio' and args.image_prefix is not None:
-        parser.error('--image-prefix is for --format label-studio')
+    if (args.format == 'label-studio') != (args.image_prefix is not None):
+        parser.error('--format label-studio and --image-prefix go together')
     return args
 
 
@@ -77,11 +77,7 @@ def main() -> int:
     args = parse_args()
     write = WRITERS[args.format]
     if args.format == 'label-studio':
-        prefix = args.image_prefix
-        write = partial(
-            write,
-            image_prefix='/data/local-files/?d=' if prefix is None else prefix,
-        )
+        write = partial(write, image_prefix=args.image_prefix)
     counts = dict(images=0, detections=0, left_out=0)
 
     def selected(results):
