@@ -97,8 +97,8 @@ def main() -> int:
     except ModuleNotFoundError as error:
         raise SystemExit(f'error: {error}') from error
     print(
-        f'{counts["detections"]} detections of {counts["images"]} images and '
-        f'frames in {args.out}'
+        f'{counts["images"]} images and frames, '
+        f'detections: {counts["detections"]}, in {args.out}'
     )
     if counts['left_out']:
         print(

@@ -8,6 +8,8 @@ import pytest
 
 from ..helpers import run_tool, write_results
 
+PREFIX = ('--image-prefix', 'https://example.org/')
+
 
 @pytest.fixture
 def export(monkeypatch, capsys, tmp_path):
@@ -17,7 +19,12 @@ def export(monkeypatch, capsys, tmp_path):
     def run(name, *arguments, results=tmp_path / 'results'):
         out = tmp_path / 'out/file'
         with pytest.raises(SystemExit) as done:
-            run_tool(monkeypatch, 'export', results, '--out', out, *arguments)
+            run_tool(
+                monkeypatch,
+                'export',
+                *(results, '--format', name, '--out', out),
+                *arguments,
+            )
         said = capsys.readouterr()
         text = out.read_text() if out.exists() else None
         return done.value.code, text, said.out + said.err
@@ -27,16 +34,13 @@ def export(monkeypatch, capsys, tmp_path):
 
 def test_a_table_holds_all_detections(export):
     status, text, said = export('csv')
-    assert status == 0 and '2 detections of 4 images and frames' in said
+    assert status == 0 and '4 images and frames, detections: 2,' in said
     assert len(list(csv.reader(text.splitlines()))) == 3
 
 
 def test_a_threshold_leaves_detections_out(export):
     _, text, said = export('csv', '--pred-score-thr', '0.5')
-    assert '1 detections' in said and 'dog' not in text
-
-
-PREFIX = ('--image-prefix', 'https://example.org/')
+    assert 'detections: 1,' in said and 'dog' not in text
 
 
 @pytest.mark.parametrize(
