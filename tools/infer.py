@@ -31,6 +31,7 @@ import mmdet_ebm.process_settings  # noqa: F401
 from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.apis.results_folder import write_file
+from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.config_options import ConfigOptions
 
 
@@ -99,6 +100,9 @@ def parse_args() -> argparse.Namespace:
         '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
     )
     parser.add_argument(
+        '--verbose', action='store_true', help="show mmengine's messages, too"
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
@@ -121,7 +125,7 @@ def options(args: argparse.Namespace) -> dict:
 def main() -> int:
     args = parse_args()
     try:
-        with exit_with_message():
+        with screen.few_lines(args.verbose), exit_with_message():
             inferencer = EnergyDetInferencer(
                 args.config, args.checkpoint, args.device, options(args)
             )

@@ -18,11 +18,10 @@ import mmdet_ebm.process_settings  # noqa: F401
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
-from mmdet_ebm.engine import join_processes
+from mmdet_ebm.engine import join_processes, screen
 from mmdet_ebm.engine.config_options import ConfigOptions
 
 
@@ -62,6 +61,11 @@ def parse_args() -> argparse.Namespace:
         '--tta',
         action='store_true',
         help='test-time augmentation: plain and mirrored images',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='show all that goes to the log file, instead of progress',
     )
     parser.add_argument(
         '--launcher',
@@ -145,16 +149,12 @@ def add_flip_tta(cfg: Config) -> None:
     cfg.model = dict(tta_model, module=cfg.model)
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     """The runner, if what it needs is there and fits together."""
     with checks.exit_with_message():
         checks.require_registered(cfg)
         data_checks.require_files(cfg, ['test'])
-        runner = (
-            RUNNERS.build(cfg)
-            if 'runner_type' in cfg
-            else Runner.from_cfg(cfg)
-        )
+        runner = screen.build_runner(cfg, verbose)
         checks.require_weights(runner.model, cfg.load_from)
         data_checks.require_classes_of_data(runner, 'test')
     return runner
@@ -162,14 +162,15 @@ def build_runner(cfg: Config) -> Runner:
 
 def main() -> None:
     args = parse_args()
-    cfg = build_config(args)
-    join_processes(cfg)
-    runner = build_runner(cfg)
-    if args.out is not None:
-        runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out)
-        )
-    runner.test()
+    with screen.few_lines(args.verbose):
+        cfg = build_config(args)
+        join_processes(cfg)
+        runner = build_runner(cfg, args.verbose)
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(
+                DumpDetResults(out_file_path=args.out)
+            )
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ import mmdet_ebm.process_settings  # noqa: F401
 # isort: split
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
@@ -25,6 +24,7 @@ from mmdet_ebm.engine import (
     make_resumable,
     measure_noise,
     remove_crops,
+    screen,
     use_amp,
 )
 from mmdet_ebm.engine.config_options import ConfigOptions
@@ -67,6 +67,11 @@ def parse_args() -> argparse.Namespace:
         action=ConfigOptions,
         help='override config entries, e.g. randomness.seed=1 '
         'model.freeze_detector=False key="[a,b]"',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='show all that goes to the log file, instead of progress',
     )
     parser.add_argument(
         '--launcher',
@@ -136,7 +141,7 @@ def build_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     """The runner, if what it needs is there and fits together."""
     with checks.exit_with_message():
         checks.require_registered(cfg)
@@ -150,11 +155,7 @@ def build_runner(cfg: Config) -> Runner:
         data_checks.require_files(
             cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train']
         )
-        runner = (
-            RUNNERS.build(cfg)
-            if 'runner_type' in cfg
-            else Runner.from_cfg(cfg)
-        )
+        runner = screen.build_runner(cfg, verbose)
         if cfg.get('load_from') and trains_energy_alone(cfg):
             checks.require_weights(
                 runner.model, cfg.load_from, detector_only=True
@@ -170,9 +171,11 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def main() -> None:
-    cfg = build_config(parse_args())
-    join_processes(cfg)
-    build_runner(cfg).train()
+    args = parse_args()
+    with screen.few_lines(args.verbose):
+        cfg = build_config(args)
+        join_processes(cfg)
+        build_runner(cfg, args.verbose).train()
 
 
 if __name__ == '__main__':

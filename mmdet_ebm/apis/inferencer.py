@@ -255,7 +255,8 @@ class EnergyDetInferencer:
             total=sum(map(count_frames, sources)),
             unit=' images',
             bar_format=_PROGRESS,
-            disable=not self.show_progress,
+            # None: if it is no terminal.
+            disable=None if self.show_progress else True,
         ) as progress:
             for batch in group_into_batches(images, batch_size, divisor):
                 if isinstance(batch, EndOfVideo):

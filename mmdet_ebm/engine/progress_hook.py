@@ -1,0 +1,201 @@
+"""Progress of a run on the screen, and a line for what is done."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from tqdm import tqdm
+
+# Those of small, medium and large objects are in the log file, and the gain
+# has a line by itself.
+_AP = re.compile(r'(?:.*/)?(bbox|segm)_mAP(?:_(\d+))?$')
+_NOT_SHOWN = re.compile(r'.*_mAP(_90)?_(s|m|l|plain|gain)$')
+
+
+class ProgressHook(Hook):
+    """Shows a bar for each epoch, validation and test, and then a line.
+
+    Without a terminal there are no bars. Of several processes, the first one
+    shows them. Trainings by iterations have a bar from one validation to the
+    next. It says at the end where the results are.
+    """
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._what = ''
+        self._start = self._seconds = 0.0
+        self._first = self._batches = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Say what is trained, and where it goes on."""
+        loop = runner.train_loop
+        images = len(loop.dataloader.dataset)
+        length = (
+            f'{loop.max_iters} iterations'
+            if _by_iterations(runner)
+            else f'{loop.max_epochs} epochs of {len(loop.dataloader)} batches'
+        )
+        _say(f'training on {images} images, {length}')
+        if runner.cfg.get('load_from'):
+            begin = (
+                f'resumed after iteration {runner.iter} from'
+                if runner.iter
+                else 'weights:'
+            )
+            _say(f'{begin} {_short(runner.cfg.load_from)}')
+        _say_log(runner)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None
+    ) -> None:
+        """Begin an epoch; a resumed one begins in its middle."""
+        if self._bar is not None:
+            return
+        loop = runner.train_loop
+        if _by_iterations(runner):
+            end = min(
+                loop.max_iters,
+                (runner.iter // loop.val_interval + 1) * loop.val_interval,
+            )
+            self._open(f'to iteration {end}', end, batch_idx)
+        else:
+            self._open(
+                f'epoch {runner.epoch + 1}/{loop.max_epochs}',
+                len(loop.dataloader),
+                batch_idx,
+            )
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Show the mean loss of the epoch so far."""
+        self._advance()
+        loss = self._mean_losses(runner, 'loss')
+        self._bar.set_postfix_str(loss, refresh=False)
+        if batch_idx + 1 == self._bar.total:
+            parts = self._mean_losses(runner, r'.*loss_.*')
+            # The only part of a loss is the loss.
+            self._close(f'{loss} ({parts})' if ',' in parts else loss)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Begin a validation."""
+        self._open('validation', len(runner.val_dataloader))
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Count a batch."""
+        self._advance()
+
+    def after_val_epoch(self, runner: Runner, metrics=None) -> None:
+        """Show the metrics."""
+        self._close(format_metrics(metrics or {}))
+
+    def before_test(self, runner: Runner) -> None:
+        """Say what is tested."""
+        loader = runner.test_dataloader
+        _say(f'testing on {len(loader.dataset)} images')
+        _say_log(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Begin a test."""
+        self._open('test', len(runner.test_dataloader))
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Count a batch."""
+        self._advance()
+
+    def after_test_epoch(self, runner: Runner, metrics=None) -> None:
+        """Show the metrics and where they are."""
+        self._close(format_metrics(metrics or {}))
+        written = Path(runner.log_dir, f'{runner.timestamp}.json')
+        if written.exists():
+            _say(f'metrics: {_short(written)}')
+
+    def after_train(self, runner: Runner) -> None:
+        """Say where the checkpoints are."""
+        files = runner.message_hub.runtime_info
+        for key, name in (('last_ckpt', 'checkpoint'), ('best_ckpt', 'best')):
+            if files.get(key):
+                _say(f'{name}: {_short(files[key])}')
+
+    def _mean_losses(self, runner: Runner, names: str) -> str:
+        scalars = runner.message_hub.log_scalars
+        return ', '.join(
+            f'{name.removeprefix("train/")} {each.mean(self._batches):.4f}'
+            for name, each in scalars.items()
+            if re.fullmatch(f'train/{names}', name)
+        )
+
+    def _open(self, what: str, total: int, initial: int = 0) -> None:
+        self._what, self._first, self._batches = what, initial, 0
+        self._start = time.perf_counter()
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=what,
+            unit=' batches',
+            leave=False,
+            # None: if it is no terminal.
+            disable=None if is_main_process() else True,
+        )
+
+    def _advance(self) -> None:
+        self._batches += 1
+        self._seconds = time.perf_counter() - self._start
+        self._bar.update()
+
+    def _close(self, results: str) -> None:
+        self._bar.close()
+        _say(
+            f'{self._what}: {self._first + self._batches}/{self._bar.total} '
+            f'batches in {tqdm.format_interval(self._seconds)} '
+            f'({self._batches / self._seconds:.1f}/s)'
+            + (f', {results}' if results else '')
+        )
+        self._bar = None
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """AP in per cent, other metrics as they are."""
+    parts = []
+    for name, value in metrics.items():
+        match = _AP.match(name)
+        if match:
+            kind = 'AP' if match[1] == 'bbox' else 'mask AP'
+            parts.append(f'{kind}{match[2] or ""} {100 * value:.1f}')
+        elif not _NOT_SHOWN.match(name) and isinstance(value, float):
+            parts.append(f'{name} {value:.4g}')
+    return ', '.join(parts)
+
+
+def say(text: str) -> None:
+    """Print between progress bars, at once also into a pipe."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    if is_main_process():
+        say(text)
+
+
+def _say_log(runner: Runner) -> None:
+    _say(f'log: {_short(runner.logger.log_file)}')
+
+
+def _by_iterations(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
+def _short(path: str | Path) -> str:
+    """A path as short as it can be typed here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith('..') else relative
