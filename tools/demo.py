@@ -9,7 +9,9 @@ result is already in the work dir are not repeated.
 import argparse
 import json
 import os
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from boltons.fileutils import atomic_save
 from tabulate import tabulate
 
 from mmdet_ebm.engine.experiments import run_tool, train_once
+from mmdet_ebm.engine.progress_hook import short_path
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs/digits'
@@ -63,6 +66,9 @@ def parse_args() -> argparse.Namespace:
         default=0,
         help='seed of both trainings (default: 0)',
     )
+    parser.add_argument(
+        '--verbose', action='store_true', help='show all that mmengine logs'
+    )
     return parser.parse_args()
 
 
@@ -71,7 +77,10 @@ def say(text: str) -> None:
 
 
 def evaluate(
-    checkpoint: Path, work_dir: Path, switches: dict[str, bool]
+    checkpoint: Path,
+    work_dir: Path,
+    switches: dict[str, bool],
+    verbose: bool,
 ) -> dict[str, float]:
     """Metrics on the test split, as fractions."""
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -81,6 +90,7 @@ def evaluate(
         checkpoint,
         '--work-dir',
         work_dir,
+        *(['--verbose'] if verbose else []),
         '--cfg-options',
         *(f'model.refinement.{name}={on}' for name, on in switches.items()),
     )
@@ -118,6 +128,7 @@ def main() -> None:
         args.seed,
         data=data,
         max_epochs=PLAIN_EPOCHS,
+        verbose=args.verbose,
     )
     say('3/5 The energy model, detector frozen')
     energy = train_once(
@@ -128,11 +139,14 @@ def main() -> None:
         load_from=plain,
         data=data,
         max_epochs=ENERGY_EPOCHS,
+        verbose=args.verbose,
     )
     say('4/5 Evaluation on held-out images')
     metrics_file = work_dir / 'metrics.json'
     metrics = {
-        stage: evaluate(energy, work_dir / 'test' / stage, switches)
+        stage: evaluate(
+            energy, work_dir / 'test' / stage, switches, args.verbose
+        )
         for stage, switches in STAGES.items()
     }
     with atomic_save(str(metrics_file), text_mode=True) as file:
@@ -154,10 +168,24 @@ def main() -> None:
         '--overwrite',
     )
 
-    print(f'\n{table(metrics)}\n')
-    print(f'metrics:  {metrics_file}')
-    print(f'pictures: {work_dir / "inference" / "vis"}')
-    print(f'took {(time.time() - start) / 60:.1f} minutes')
+    say(f'Done in {(time.time() - start) / 60:.1f} minutes')
+    next_command = [
+        sys.executable,
+        TOOLS / 'analysis/energy_map.py',
+        ENERGY_CONFIG,
+        energy,
+        folder / held_out[0].name,
+        '--out-dir',
+        work_dir / 'maps',
+    ]
+    print(
+        f'{table(metrics)}\n\n'
+        f'metrics:  {short_path(metrics_file)}\n'
+        f'pictures: {short_path(work_dir / "inference/index.html")}\n\n'
+        'Try next: how f sees one of these objects\n'
+        f'  {shlex.join(map(short_path, next_command))}\n'
+        'With your own detector: docs/add_to_your_detector.md'
+    )
 
 
 if __name__ == '__main__':

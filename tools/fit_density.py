@@ -17,11 +17,11 @@ from boltons.fileutils import atomic_save
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model, checks
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.progress_hook import PassProgress
 from mmdet_ebm.evaluation.placed_quality import fit_model
 
 
@@ -50,18 +50,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Progress:
-    """A loader that shows how far each pass is."""
-
-    def __init__(self, loader: torch.utils.data.DataLoader) -> None:
-        self.loader = loader
-        self.passes = 0
-
-    def __iter__(self):
-        self.passes += 1
-        return iter(tqdm(self.loader, desc=f'pass {self.passes} of 2'))
-
-
 def main() -> None:
     args = parse_args()
     with checks.exit_with_message():
@@ -78,7 +66,7 @@ def main() -> None:
                 '(model.energy_model.density); leave it out to fit them'
             )
         loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
-        print(fit_model(model, Progress(loader)))
+        print(fit_model(model, PassProgress(loader, 'fit')))
         checkpoint = checks.load_checkpoint_file(args.checkpoint)
         checkpoint['state_dict'] = {
             key: value.cpu() for key, value in model.state_dict().items()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from boltons.fileutils import atomic_save
 from mmengine.config import Config
+
+from .progress_hook import short_path
 
 
 def run_tool(tool: str | Path, *arguments: object) -> None:
@@ -21,8 +24,12 @@ def run_tool(tool: str | Path, *arguments: object) -> None:
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
+    shown = [
+        short_path(each) if isinstance(each, Path) else str(each)
+        for each in (tool, *arguments)
+    ]
+    print('$', shlex.join(['python', *shown]), flush=True)
     command = [sys.executable, str(tool), *map(str, arguments)]
-    print('$', 'python', *command[1:], flush=True)
     subprocess.run(command, check=True)
 
 
@@ -34,6 +41,7 @@ def train_once(
     load_from: Path | None = None,
     data: str = '',
     max_epochs: int | None = None,
+    verbose: bool = False,
 ) -> Path:
     """Train to the end, unless exactly this training has been done.
 
@@ -50,6 +58,7 @@ def train_once(
         load_from: Checkpoint to start from.
         data: Description of generated data.
         max_epochs: A schedule of this length instead of the config's.
+        verbose: Show all that mmengine logs.
 
     Returns:
         The last checkpoint.
@@ -88,6 +97,7 @@ def train_once(
             '--work-dir',
             work_dir,
             '--resume',
+            *(['--verbose'] if verbose else []),
             '--cfg-options',
             *options,
         )

@@ -9,6 +9,7 @@ from ..apis.checks import unwrapped
 from ..core import FixedBoxDensity
 from ..evaluation.placed_quality import fit_model
 from ..models import EnergyDetector
+from .progress_hook import PassProgress
 
 
 @HOOKS.register_module()
@@ -49,7 +50,9 @@ class FitDensityHook(Hook):
         if is_main_process():
             model.eval()
             try:
-                text = fit_model(model, runner.val_dataloader)
+                text = fit_model(
+                    model, PassProgress(runner.val_dataloader, 'density')
+                )
                 runner.logger.info(text)
             except ValueError as error:
                 runner.logger.warning(f'The density stays cautious: {error}')

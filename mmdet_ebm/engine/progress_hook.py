@@ -4,11 +4,13 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 # Those of small, medium and large objects are in the log file, and the gain
@@ -47,7 +49,7 @@ class ProgressHook(Hook):
                 if runner.iter
                 else 'weights:'
             )
-            _say(f'{begin} {_short(runner.cfg.load_from)}')
+            _say(f'{begin} {short_path(runner.cfg.load_from)}')
         _say_log(runner)
 
     def before_train_iter(
@@ -117,14 +119,14 @@ class ProgressHook(Hook):
         self._close(format_metrics(metrics or {}))
         written = Path(runner.log_dir, f'{runner.timestamp}.json')
         if written.exists():
-            _say(f'metrics: {_short(written)}')
+            _say(f'metrics: {short_path(written)}')
 
     def after_train(self, runner: Runner) -> None:
         """Say where the checkpoints are."""
         files = runner.message_hub.runtime_info
         for key, name in (('last_ckpt', 'checkpoint'), ('best_ckpt', 'best')):
             if files.get(key):
-                _say(f'{name}: {_short(files[key])}')
+                _say(f'{name}: {short_path(files[key])}')
 
     def _mean_losses(self, runner: Runner, names: str) -> str:
         scalars = runner.message_hub.log_scalars
@@ -188,14 +190,40 @@ def _say(text: str) -> None:
 
 
 def _say_log(runner: Runner) -> None:
-    _say(f'log: {_short(runner.logger.log_file)}')
+    _say(f'log: {short_path(runner.logger.log_file)}')
 
 
 def _by_iterations(runner: Runner) -> bool:
     return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
-def _short(path: str | Path) -> str:
-    """A path as short as it can be typed here."""
+def short_path(path: str | Path) -> str:
+    """A path as it can be typed in the current folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith('..') else relative
+
+
+class PassProgress:
+    """A loader that is read twice and shows how far each pass is.
+
+    Args:
+        loader: The loader.
+        what: What the passes are for.
+    """
+
+    def __init__(self, loader: DataLoader, what: str) -> None:
+        self.loader = loader
+        self.what = what
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self.passes += 1
+        return iter(
+            tqdm(
+                self.loader,
+                desc=f'{self.what}, pass {self.passes} of 2',
+                unit=' batches',
+                leave=False,
+                disable=None,
+            )
+        )

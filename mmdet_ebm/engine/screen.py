@@ -53,8 +53,8 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     """
     kind = cfg.get('runner_type', 'Runner')
     kind = kind if inspect.isclass(kind) else RUNNERS.get(kind)
-    if verbose:
-        return kind.from_cfg(cfg)
+    if verbose or kind is None:
+        return RUNNERS.build(cfg)  # tells what an unknown type may be
     runner = type(kind.__name__, (_QuietLogger, kind), {}).from_cfg(cfg)
     # Later than the hooks of the config, which its log file lists.
     runner.register_hook(ProgressHook(), 'LOWEST')
