@@ -18,6 +18,7 @@ import mmdet_ebm.process_settings  # noqa: F401
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from mmdet_ebm.apis import checks, data_checks
@@ -171,6 +172,8 @@ def main() -> None:
                 DumpDetResults(out_file_path=args.out)
             )
         runner.test()
+    if args.out is not None and is_main_process():
+        print(f'predictions: {args.out}')
 
 
 if __name__ == '__main__':

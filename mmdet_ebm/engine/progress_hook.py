@@ -76,11 +76,12 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
     ) -> None:
         """Show the mean loss of the epoch so far."""
-        self._advance()
-        loss = self._mean_losses(runner, 'loss')
+        batches = self._batches + 1
+        loss = _mean_losses(runner, 'loss', batches)
         self._bar.set_postfix_str(loss, refresh=False)
+        self._advance()
         if batch_idx + 1 == self._bar.total:
-            parts = self._mean_losses(runner, r'.*loss_.*')
+            parts = _mean_losses(runner, r'.*loss_.*', batches)
             # The only part of a loss is the loss.
             self._close(f'{loss} ({parts})' if ',' in parts else loss)
 
@@ -128,14 +129,6 @@ class ProgressHook(Hook):
             if files.get(key):
                 _say(f'{name}: {short_path(files[key])}')
 
-    def _mean_losses(self, runner: Runner, names: str) -> str:
-        scalars = runner.message_hub.log_scalars
-        return ', '.join(
-            f'{name.removeprefix("train/")} {each.mean(self._batches):.4f}'
-            for name, each in scalars.items()
-            if re.fullmatch(f'train/{names}', name)
-        )
-
     def _open(self, what: str, total: int, initial: int = 0) -> None:
         self._what, self._first, self._batches = what, initial, 0
         self._start = time.perf_counter()
@@ -176,6 +169,14 @@ def format_metrics(metrics: dict[str, float]) -> str:
         elif not _NOT_SHOWN.match(name) and isinstance(value, float):
             parts.append(f'{name} {value:.4g}')
     return ', '.join(parts)
+
+
+def _mean_losses(runner: Runner, names: str, batches: int) -> str:
+    return ', '.join(
+        f'{name.removeprefix("train/")} {values.mean(batches):.4f}'
+        for name, values in runner.message_hub.log_scalars.items()
+        if re.fullmatch(f'train/{names}', name)
+    )
 
 
 def say(text: str) -> None:

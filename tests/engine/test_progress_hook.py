@@ -3,8 +3,9 @@
 import io
 import re
 
-import pytest
+from tqdm import tqdm
 
+from mmdet_ebm.engine import progress_hook
 from mmdet_ebm.engine.progress_hook import PassProgress, format_metrics
 
 from .test_screen import train
@@ -17,18 +18,28 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """What is written to standard error, where bars are."""
+class EagerBar(tqdm):
+    """A bar that is drawn at each step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, mininterval=0, **kwargs)
+
+
+def enter_terminal(monkeypatch):
+    """What is written to standard error, where bars are.
+
+    It is no fixture, since pytest replaces standard error after those.
+    """
     stream = Terminal()
     monkeypatch.setattr('sys.stderr', stream)
-    monkeypatch.setenv('TQDM_MININTERVAL', '0')
+    monkeypatch.setattr(progress_hook, 'tqdm', EagerBar)
     return stream
 
 
 def test_a_terminal_shows_bars_with_totals_and_losses(
-    terminal, tmp_path, capsys
+    tmp_path, monkeypatch, capsys
 ):
+    terminal = enter_terminal(monkeypatch)
     lines, _ = train(tmp_path / 'bars', capsys)
     states = terminal.getvalue().split('\r')
     for beginning, end in (
@@ -49,13 +60,12 @@ def test_without_a_terminal_there_are_no_bars(tmp_path, monkeypatch, capsys):
 
 
 def test_of_several_processes_the_first_one_shows_progress(
-    terminal, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        'mmdet_ebm.engine.progress_hook.is_main_process', lambda: False
-    )
+    terminal = enter_terminal(monkeypatch)
+    monkeypatch.setattr(progress_hook, 'is_main_process', lambda: False)
     lines, _ = train(tmp_path / 'second', capsys)
-    assert not any('epoch' in line or 'log' in line for line in lines)
+    assert not any(line.startswith(('training', 'epoch')) for line in lines)
     assert terminal.getvalue() == ''
 
 
@@ -74,7 +84,8 @@ def test_a_resumed_epoch_goes_on_in_its_middle(tmp_path, capsys):
     assert any(line.startswith('epoch 2/2: 3/3 batches') for line in lines)
 
 
-def test_passes_over_a_loader_are_counted(terminal):
+def test_passes_over_a_loader_are_counted(monkeypatch):
+    terminal = enter_terminal(monkeypatch)
     passes = PassProgress([1, 2], 'density')
     assert [list(passes), list(passes)] == [[1, 2], [1, 2]]
     shown = terminal.getvalue()

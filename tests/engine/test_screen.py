@@ -185,6 +185,7 @@ def test_trainings_by_iterations_have_a_line_for_each_validation(
         'to iteration 4: 4/4',
         'validation: 3/3',
         'to iteration 5: 5/5',
+        'validation: 3/3',
     ]
 
 

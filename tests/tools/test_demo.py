@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -57,4 +59,11 @@ def test_demo_ends_in_a_table_and_pictures(demo, tmp_path, capsys):
     )
     pictures = (tmp_path / 'demo/inference/vis').glob('*.jpg')
     assert len(list(pictures)) == 4
-    assert '| refined    |' in capsys.readouterr().out
+    end = capsys.readouterr().out.partition('== Done')[2]
+    assert '| refined    |' in end
+    assert 'pictures: demo/inference/index.html' in end
+    # The next command names what is there.
+    command = shlex.split(end.partition('energy_map.py')[2].splitlines()[0])
+    *files, option, _ = command
+    assert len(files) == 3 and all(Path(file).exists() for file in files)
+    assert option == '--out-dir'

@@ -119,7 +119,7 @@ def test_training_log_tells_truth_from_noise(trained):
         )
 
 
-def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
+def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path, capsys):
     run_tool(
         monkeypatch,
         'test',
@@ -131,8 +131,18 @@ def test_test_tool_reports_ap_and_ap90(trained, monkeypatch, tmp_path):
         tmp_path / 'out.pkl',
         '--cfg-options',
         'model.refinement.ascent=False',
+        'model.refinement.keep_plain=True',
     )
     (written,) = tmp_path.glob('*/*.json')
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == 'testing on 4 images'
+    assert shown[1].startswith('log: ')
+    assert re.match(r'AP [\d.]+ plain, [\d.]+ refined', shown[2])
+    assert re.match(r'test: 1/1 batches in .*, AP [\d.]+, AP50', shown[3])
+    assert shown[4:] == [
+        f'metrics: {written}',
+        f'predictions: {tmp_path}/out.pkl',
+    ]
     metrics = json.loads(written.read_text())
     assert {'coco/bbox_mAP', 'coco/bbox_mAP_75', 'coco/bbox_mAP_90'} <= set(
         metrics
@@ -299,7 +309,7 @@ def test_evaluation_with_a_plain_checkpoint_needs_the_stages_off(
     )
 
 
-def test_test_time_augmentation_runs(trained, monkeypatch, tmp_path):
+def test_test_time_augmentation_runs(trained, monkeypatch, tmp_path, capsys):
     run_tool(
         monkeypatch,
         'test',
@@ -308,8 +318,11 @@ def test_test_time_augmentation_runs(trained, monkeypatch, tmp_path):
         '--work-dir',
         tmp_path,
         '--tta',
+        '--verbose',
     )
     assert list(tmp_path.glob('*/*.json'))
+    shown = capsys.readouterr().out
+    assert 'Hooks will be executed' in shown and 'Accumulating' in shown
 
 
 def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
