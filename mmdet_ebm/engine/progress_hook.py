@@ -17,6 +17,8 @@ from tqdm import tqdm
 # has a line by itself.
 _AP = re.compile(r'(?:.*/)?(bbox|segm)_mAP(?:_(\d+))?$')
 _NOT_SHOWN = re.compile(r'.*_mAP(_90)?_(s|m|l|plain|gain)$')
+# Beside the losses, what tells if a model learns.
+_FIGURES = r'acc|acc_energy|logdensity_gap'
 
 
 class ProgressHook(Hook):
@@ -75,15 +77,17 @@ class ProgressHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
     ) -> None:
-        """Show the mean loss of the epoch so far."""
+        """Show means of the epoch so far."""
         batches = self._batches + 1
-        loss = _mean_losses(runner, 'loss', batches)
+        loss = _means(runner, 'loss', batches)
         self._bar.set_postfix_str(loss, refresh=False)
         self._advance()
         if batch_idx + 1 == self._bar.total:
-            parts = _mean_losses(runner, r'.*loss_.*', batches)
+            parts = _means(runner, r'.*loss_.*', batches)
             # The only part of a loss is the loss.
-            self._close(f'{loss} ({parts})' if ',' in parts else loss)
+            results = [f'{loss} ({parts})' if ',' in parts else loss]
+            results.append(_means(runner, _FIGURES, batches))
+            self._close(', '.join(filter(None, results)))
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Begin a validation."""
@@ -171,11 +175,11 @@ def format_metrics(metrics: dict[str, float]) -> str:
     return ', '.join(parts)
 
 
-def _mean_losses(runner: Runner, names: str, batches: int) -> str:
+def _means(runner: Runner, names: str, batches: int) -> str:
     return ', '.join(
         f'{name.removeprefix("train/")} {values.mean(batches):.4f}'
         for name, values in runner.message_hub.log_scalars.items()
-        if re.fullmatch(f'train/{names}', name)
+        if re.fullmatch(f'train/({names})', name)
     )
 
 

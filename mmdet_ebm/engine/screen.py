@@ -25,11 +25,13 @@ from .progress_hook import ProgressHook, say
 # Packages that log for those who look into the log file.
 _HOSTS = ('mmengine', 'mmdet', 'mmcv')
 # Their warnings that a user can do nothing about: of mmengine's own checkpoint
-# hook, and of its optimiser about a detector that is frozen on purpose.
+# hook, of its optimiser about a detector that is frozen on purpose, and of the
+# metric behind --out, which measures nothing.
 _KNOWN_WARNINGS = re.compile(
     r'"FileClient" will be deprecated'
     r'|"HardDiskBackend" is the alias of "LocalBackend"'
     r'|\S+ is skipped since its requires_grad=False'
+    r'|The prefix is not set in metric class DumpDetResults'
 )
 # What they print: pycocotools what it is doing and a table without AP90, and
 # mmengine what it loads. A new energy model is in no detector's checkpoint.

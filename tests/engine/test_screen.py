@@ -33,7 +33,7 @@ class SixZeros(Dataset):
 
 @MODELS.register_module()
 class TwoLosses(BaseModel):
-    """Has losses of 1 and 2."""
+    """Has losses of 1 and 2, and figures."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,9 @@ class TwoLosses(BaseModel):
         if mode == 'predict':
             return batch
         zero = 0 * self.weight.sum()
-        return dict(loss_a=zero + 1, loss_b=zero + 2)
+        return dict(
+            loss_a=zero + 1, loss_b=zero + 2, acc=zero + 75, other=zero
+        )
 
 
 @METRICS.register_module()
@@ -141,7 +143,7 @@ def test_a_training_shows_losses_metrics_and_where_things_are(
         f'log: {log.relative_to(tmp_path)}',
         *(
             f'epoch {epoch}/2: 3/3 batches, '
-            'loss 3.0000 (loss_a 1.0000, loss_b 2.0000)'
+            'loss 3.0000 (loss_a 1.0000, loss_b 2.0000), acc 75.0000'
             for epoch in (1, 2)
         ),
         'validation: 3/3 batches, AP 50.0, AP75 25.0',
