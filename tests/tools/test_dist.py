@@ -77,10 +77,12 @@ def test_two_processes_end_with_the_weights_of_one(
     cfg.train_dataloader.batch_size = 2
     cfg.custom_imports.imports.append('tests.shared_noise')
     cfg.dump(tmp_path / 'two.py')
-    run_script(
+    shown = run_script(
         'dist_train', tmp_path / 'two.py', 2, '--work-dir', tmp_path / 'two'
     )
 
+    for line in ('training on', 'epoch 1/2:', 'checkpoint:'):
+        assert shown.count(line) == 1
     one, two = (
         state(tmp_path / name / 'epoch_2.pth') for name in ('one', 'two')
     )
