@@ -150,6 +150,8 @@ def main() -> int:
         print('interrupted; the same command continues', file=sys.stderr)
         return 130
     print(f'{summary}\nresults in {args.out_dir}')
+    if not args.no_save_vis:
+        print(f'pictures: {args.out_dir / "index.html"}')
     return 3 if summary.skipped else 0
 
 

@@ -254,6 +254,7 @@ def test_inference_tells_what_it_did_by_its_exit_status(
     output = capsys.readouterr().out
     assert '3 done (3 by an earlier run), 1 skipped' in output
     assert 'broken.jpg' in output
+    assert f'pictures: {tmp_path}/out/index.html' in output
     summary = json.loads((tmp_path / 'out/summary.json').read_text())
     assert (summary['done'], list(summary['skipped'])) == (3, ['broken.jpg'])
     assert len(list((tmp_path / 'out/vis').glob('*.png.jpg'))) == 3
