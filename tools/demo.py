@@ -18,6 +18,7 @@ from pathlib import Path
 from boltons.fileutils import atomic_save
 from tabulate import tabulate
 
+from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.experiments import run_tool, train_once
 from mmdet_ebm.engine.progress_hook import short_path
 
@@ -112,6 +113,11 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     args = parse_args()
+    with screen.few_lines(args.verbose):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
     start = time.time()
     work_dir, data_dir = args.work_dir.resolve(), args.data_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,8 @@ def test_demo_ends_in_a_table_and_pictures(demo, tmp_path, capsys):
     )
     pictures = (tmp_path / 'demo/inference/vis').glob('*.jpg')
     assert len(list(pictures)) == 4
-    end = capsys.readouterr().out.partition('== Done')[2]
+    shown, _, end = capsys.readouterr().out.partition('== Done')
+    assert 'INFO' not in shown and 'Using env variable' not in shown
     assert '| refined    |' in end
     assert 'pictures: demo/inference/index.html' in end
     # The next command names what is there.
