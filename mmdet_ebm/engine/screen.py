@@ -79,13 +79,15 @@ def few_lines(verbose: bool = False) -> Iterator[None]:
     handlers = logger.handlers[:]
     _replace_screen(logger)
     modules = (coco, cocoeval, mmengine_logger)
+    # One of these may be in another.
+    usual = [vars(module).get('print', builtins.print) for module in modules]
     for module in modules:
         module.print = _print_unless_notice
     try:
         yield
     finally:
-        for module in modules:
-            vars(module).pop('print', None)  # gone if one was in another
+        for module, own in zip(modules, usual):
+            module.print = own
         logger.handlers[:] = handlers
 
 
