@@ -319,11 +319,13 @@ class Fuzz:
         """Folders, links and patterns of odd names."""
         for _ in range(draw.randint(0, 4)):
             name = folder / strange_name(draw)
+            if name.exists() or name.is_symlink():
+                continue
             if draw.random() < 0.3:
-                name.mkdir(exist_ok=True)
-            elif draw.random() < 0.3 and not name.exists():
+                name.mkdir()
+            elif draw.random() < 0.3:
                 name.symlink_to(folder / strange_name(draw))
-            elif not name.is_dir() and not name.is_symlink():
+            else:
                 name.touch()
         entry = draw.choice(['', '/*', '/**/*.jpg', f'/{strange_name(draw)}'])
         found = expand_inputs(
