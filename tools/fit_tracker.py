@@ -9,11 +9,11 @@ numbers go into a file that tools/refine_tracks.py reads.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-# Must come before torch: memory comes in large pages, see docs/speed.md.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 from mmengine.config import Config
 

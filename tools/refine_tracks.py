@@ -12,11 +12,11 @@ counted from 1, and figures.json with the figures before and after.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-# Must come before torch: memory comes in large pages, see docs/speed.md.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 import numpy as np
 from tqdm import tqdm

@@ -10,12 +10,12 @@ OTB's form, counted from 1) and video.mp4 with the boxes drawn in.
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Must come before torch: memory comes in large pages, see docs/speed.md.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
 
 import cv2
 import numpy as np

@@ -20,6 +20,8 @@ from .box_density import (
     BoxDensity,
     BoxPrior,
     FixedBoxDensity,
+    log_odds,
+    log_size,
     student_logprob,
 )
 from .chunked import chunked_loss, chunks_of
@@ -100,6 +102,8 @@ __all__ = [
     'separation',
     'side_derivatives',
     'stopping_ascent',
+    'log_odds',
+    'log_size',
     'student_logprob',
     'weigh_samples',
 ]

@@ -152,12 +152,9 @@ class BoxDensity(nn.Module):
             centres: (R, 4) corners c.
             scores: (R,) class scores of the detector; 0.5 without them.
         """
-        size = (centres[:, 2:] - centres[:, :2]).clamp(min=1)
-        log_std = self.size_slope * (
-            size.log().mean(1) - math.log(_USUAL_SIZE)
-        )
+        log_std = self.size_slope * log_size(centres)
         if scores is not None:
-            log_std = log_std + self.score_slope * scores.logit(1e-3)
+            log_std = log_std + self.score_slope * log_odds(scores)
         return BoxPrior(centres, self.side_std * log_std.exp())
 
     def step_length(
@@ -242,6 +239,17 @@ class FixedBoxDensity(BoxDensity):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         pass
+
+
+def log_size(corners: Tensor) -> Tensor:
+    """log of the sizes of boxes (R, 4), over 64 pixels: (R,)."""
+    size = (corners[:, 2:] - corners[:, :2]).clamp(min=1)
+    return size.log().mean(1) - math.log(_USUAL_SIZE)
+
+
+def log_odds(scores: Tensor) -> Tensor:
+    """log of q / (1 - q) of class scores, which may be 0 or 1."""
+    return scores.logit(1e-3)
 
 
 def student_logprob(z: Tensor, dof: float | Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from ..core import (
     BoxDensity,
+    log_odds,
+    log_size,
     noise_logprob,
     quasi_random_noise,
     student_logprob,
@@ -144,14 +146,13 @@ def _look_around(
         logdensity = energy_model.corner_logdensity_fn(pyramid, part)
         f.append(logdensity(torch.cat([target[:, None], around], 1)))
     values = torch.cat(f)
-    size = (boxes.corners[:, 2:] - boxes.corners[:, :2]).clamp(min=1)
     return (
         boxes_to_sides(truth, boxes.corners),
         values[:, 0],
         values[:, 1:],
         boxes_to_sides(voted, boxes.corners),
-        scores.logit(1e-3),
-        size.log().mean(1) - math.log(64),
+        log_odds(scores),
+        log_size(boxes.corners),
     )
 
 

@@ -18,6 +18,9 @@ SETTINGS = 'mmdet_ebm.process_settings'
         'tools/test.py',
         'tools/infer.py',
         'tools/fit_density.py',
+        'tools/fit_tracker.py',
+        'tools/refine_tracks.py',
+        'tools/track.py',
         'benchmarks/__main__.py',
     ],
 )
