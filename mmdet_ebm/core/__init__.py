@@ -46,7 +46,8 @@ from .noise import (
     quasi_random_noise,
     sample_noise,
 )
-from .quality import expected_quality, quality, side_derivatives
+from .quality import quality, side_iou
+from .side_density import SideDensities, side_densities, side_derivatives
 from .types import LogDensityFn, LossInfo
 from .uncertainty import (
     DensitySamples,
@@ -63,7 +64,7 @@ __all__ = [
     'BoxPrior',
     'CAUTIOUS',
     'FixedBoxDensity',
-    'expected_quality',
+    'SideDensities',
     'AscentInfo',
     'AscentResult',
     'BoxAscent',
@@ -100,7 +101,9 @@ __all__ = [
     'sample_noise',
     'secant_steps',
     'separation',
+    'side_densities',
     'side_derivatives',
+    'side_iou',
     'stopping_ascent',
     'log_odds',
     'log_size',

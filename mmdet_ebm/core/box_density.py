@@ -76,6 +76,8 @@ class BoxDensity(nn.Module):
         vote_share: How far c is moved from the detector's box towards the
             mean of its cluster, the boxes that NMS threw away included.
         quality_power: Exponent of the expected quality in the final score.
+        std_factor: What the deviations of sides are multiplied with, so that
+            they agree with the errors that were seen.
         fitted: Whether they were fitted on held-out images.
 
     Raises:
@@ -90,6 +92,7 @@ class BoxDensity(nn.Module):
         'size_slope',
         'vote_share',
         'quality_power',
+        'std_factor',
     )
 
     def __init__(
@@ -101,6 +104,7 @@ class BoxDensity(nn.Module):
         size_slope: float = 0.0,
         vote_share: float = 0.0,
         quality_power: float = 0.0,
+        std_factor: float = 1.0,
         fitted: bool = False,
     ) -> None:
         super().__init__()
@@ -111,6 +115,7 @@ class BoxDensity(nn.Module):
         self.size_slope = size_slope
         self.vote_share = vote_share
         self.quality_power = quality_power
+        self.std_factor = std_factor
         self.fitted = fitted
         self.check()
 
@@ -123,11 +128,12 @@ class BoxDensity(nn.Module):
             and math.isfinite(self.score_slope + self.size_slope)
             and 0 <= self.vote_share <= 1
             and 0 <= self.quality_power < math.inf
+            and 0 < self.std_factor < math.inf
         ):
             raise ValueError(
-                'temperature, side_std and dof must be positive, the slopes '
-                'finite, vote_share in [0, 1] and quality_power not '
-                f'negative, got {self.numbers()}'
+                'temperature, side_std, dof and std_factor must be positive, '
+                'the slopes finite, vote_share in [0, 1] and quality_power '
+                f'not negative, got {self.numbers()}'
             )
 
     def numbers(self) -> dict[str, float]:

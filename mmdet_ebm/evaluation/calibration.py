@@ -117,42 +117,6 @@ def calibration(errors: SideErrors) -> dict:
     )
 
 
-def fit_temperature(
-    temperatures: Sequence[float], stds: np.ndarray, error: np.ndarray
-) -> float:
-    """Find the temperature of least negative log-likelihood.
-
-    An optimiser would have to run the model for each temperature that it
-    tries. Here the model has run for some candidates, and the minimum between
-    them is that of a parabola in log T through the best three.
-
-    Args:
-        temperatures: (T,) increasing candidates.
-        stds: (T, K, 4) predicted deviations at each temperature.
-        error: (K, 4) errors, in the same units.
-
-    Raises:
-        ValueError: If the best candidate is the first or the last.
-    """
-    # The same boxes at all temperatures.
-    known = (np.isfinite(stds) & (stds > 0)).all((0, 2))
-    losses = np.array(
-        [
-            negative_log_likelihood(SideErrors(error[known], std[known]))
-            for std in stds
-        ]
-    )
-    best = int(losses.argmin())
-    if not 0 < best < len(losses) - 1:
-        raise ValueError(
-            f'the best temperature is {temperatures[best]:g}, at the end of '
-            f'the range from {temperatures[0]:g} to {temperatures[-1]:g}'
-        )
-    x = np.log(np.asarray(temperatures)[best - 1 : best + 2])
-    curve = np.polyfit(x - x[1], losses[best - 1 : best + 2], 2)
-    return float(np.exp(x[1] - curve[1] / (2 * curve[0])))
-
-
 def constant_std(error: np.ndarray) -> np.ndarray:
     """(4,) the constant deviation of each side that fits errors (K, 4) best.
 

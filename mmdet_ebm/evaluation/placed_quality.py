@@ -25,7 +25,7 @@ from ..models import EnergyDetector
 from ..models.detectors.refinement import (
     ascend,
     box_table,
-    expected_qualities,
+    judge,
     to_original_frame,
 )
 from ..ops import FeaturePyramid
@@ -41,12 +41,11 @@ from .density_fit import (
 _MAX_MATCHES = 4000
 # Exponents of the expected quality that are tried.
 POWERS = (0.0, 0.25, 0.5, 1.0)
-# An f that is trusted this many times less than its likelihood says.
-_CAUTION = (1.0, 2.0, 4.0)
+# An f that is trusted this many times less than its likelihood says; not at
+# all in the first place.
+_CAUTION = (math.inf, 1.0, 2.0, 4.0)
 # A difference of AP that says nothing.
 _TIE = 5e-4
-# The detector as it is.
-STAY = dict(temperature=math.inf, vote_share=0.0)
 
 
 @dataclass
@@ -58,9 +57,12 @@ class PlacedBoxes:
             weighted by their scores.
         results: For each image its detections in original pixels, with
             ``quality``, the expected one.
+        errors: Of the sides (n, 4) of each batch's matched boxes, over the
+            deviations that the density told.
     """
 
     gains: list[float] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
     results: InstanceList = field(default_factory=list)
 
 
@@ -83,6 +85,15 @@ class Placed:
         gains = np.array(self.settings[setting].gains)
         error = gains.std() * math.sqrt(len(gains))
         return gains.sum() / self.weight, error / self.weight
+
+    def std_factor(self, setting: int) -> float:
+        """What makes the deviations of a setting agree with the errors.
+
+        It is the factor of largest likelihood, if errors are Gaussian.
+        """
+        errors = torch.cat(self.settings[setting].errors)
+        factor = float(errors.square().nanmean().sqrt())
+        return factor if 0 < factor < math.inf else 1.0
 
     def average_precision(
         self, setting: int, power: float | None
@@ -132,8 +143,9 @@ def place(
                 annotations += _annotations(len(images), sample, annotations)
                 images.append(dict(id=len(images)))
             for numbers, each in zip(settings, placed):
-                results = _placed(model, found, pyramid, numbers)
+                results, std = _placed(model, found, pyramid, numbers)
                 after = box_table(results).corners[rows]
+                each.errors.append(((after - truth) / std[rows]).cpu())
                 gain = scores * (_quality_of(after, truth) - before)
                 per_image = gain.new_zeros(len(found))
                 each.gains += per_image.index_add(0, image, gain).tolist()
@@ -152,13 +164,14 @@ def _placed(
     found: InstanceList,
     pyramid: FeaturePyramid,
     numbers: Mapping[str, float],
-) -> InstanceList:
-    """Detections under a setting, with their expected quality."""
+) -> tuple[InstanceList, Tensor]:
+    """Detections under a setting with their expected quality, and (R, 4) the
+    deviations of their sides, in pixels."""
     energy_model = model.energy_model
     density = energy_model.density
     usual = density.numbers()
     try:
-        density.set_numbers(**numbers)
+        density.set_numbers(**{**numbers, 'std_factor': 1.0})
         share = density.vote_share
         start = []
         for each in found:
@@ -169,12 +182,15 @@ def _placed(
             start.append(each)
         number = model.refinement.ascent_per_img
         placed = ascend(energy_model, pyramid, start, number)
-        expected = expected_qualities(energy_model, pyramid, placed, number)
+        judged = judge(energy_model, pyramid, placed, number)
+        known = energy_model.uncertainty_of(
+            judged.sides, judged.boxes, judged.prior
+        )
     finally:
         density.set_numbers(**usual)
-    for each, values in zip(placed, expected):
+    for each, values in zip(placed, judged.qualities()):
         each.quality = values
-    return placed
+    return placed, known.std
 
 
 def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
@@ -199,18 +215,18 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     density = model.energy_model.density
     matched = match_densities(model, batches)
     votes = (0.0, 1.0) if model.box_source.can_be_ordered else (0.0,)
-    settings, gains = [STAY], [0.0]
+    settings, gains = [], []
     for vote_share in votes:
         shape = fit_shape(matched, vote_share)
         gain = shape.pop('gain')
-        for caution in (*_CAUTION, math.inf):
+        for caution in _CAUTION:
             temperature = caution * shape['temperature']
             settings.append(
                 dict(shape, temperature=temperature, vote_share=vote_share)
             )
             gains.append(gain)
     placed = place(model, batches, settings)
-    # The plain detector comes first: others must be better than it.
+    # With the first one boxes stay: others must be better than it.
     best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
     plain = placed.average_precision(0, None)['AP']
     ap = {
@@ -222,7 +238,11 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
         best, power = 0, 0.0
         text += ' Refinement does not help here, so boxes will stay.'
     gain, error = placed.gain(best)
-    density.set_numbers(**settings[best], quality_power=power)
+    density.set_numbers(
+        **settings[best],
+        quality_power=power,
+        std_factor=placed.std_factor(best),
+    )
     density.fitted = True
     return (
         f'Density fitted on held-out images: {density.extra_repr()}. '

@@ -1,7 +1,7 @@
 """The log-density around one detection, to be looked at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,16 +83,14 @@ def compute_energy_map(
     def f(relative: Tensor) -> Tensor:
         return of_corners(relative_to_boxes(relative, end))
 
-    estimator = energy_model.uncertainty_estimator
     relative = boxes_to_relative(path, end)
-    known = estimator(f, end)
+    known = energy_model.uncertainty(
+        pyramid, replace(start, corners=end), prior
+    )
     deviation = known.covariance[0].diagonal().sqrt().nan_to_num(0.0)
     at_end = f(torch.zeros_like(end)[:, None])[0, 0]
-    # Normalised as the estimator does; by the maximum where it cannot tell.
-    temperature = estimator.temperature
-    offset = (known.logprob[0] - at_end / temperature).nan_to_num(
-        -float(at_end) / temperature
-    )
+    # Normalised; by the maximum where that is not known.
+    offset = (known.logprob[0] - at_end).nan_to_num(-float(at_end))
 
     def grid(first: int) -> tuple[Tensor, Tensor]:
         reach = torch.maximum(
@@ -107,7 +105,7 @@ def compute_energy_map(
             axis, axis, indexing='ij'
         )
         values = [f(part[None])[0] for part in points]  # row by row
-        return axis.cpu(), (torch.stack(values) / temperature + offset).cpu()
+        return axis.cpu(), (torch.stack(values) + offset).cpu()
 
     shift, centre_map = grid(0)
     log_size, size_map = grid(2)

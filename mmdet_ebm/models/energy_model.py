@@ -23,10 +23,12 @@ from ..core import (
     IoUNetAscent,
     LogDensityFn,
     LossInfo,
+    SideDensities,
     chunked_loss,
     chunks_of,
-    expected_quality,
     separation,
+    side_densities,
+    side_derivatives,
 )
 from ..ops import (
     Boxes,
@@ -94,7 +96,9 @@ class EnergyModel(BaseModule):
             detector's own.
         ascent: Config of the ascent: ``BoxAscent`` by default, or
             ``IoUNetAscent``.
-        uncertainty: Arguments of an ``UncertaintyEstimator``.
+        uncertainty: How deviations of sides are found. None takes the
+            densities of single sides, which the ranking needs as well. Or
+            arguments of an ``UncertaintyEstimator``.
         density: How f and the detector's box are joined at test time, see
             :class:`mmdet_ebm.core.BoxDensity`. 'fitted' takes its numbers
             from the checkpoint, and cautious ones if there are none. A dict
@@ -145,7 +149,7 @@ class EnergyModel(BaseModule):
         self.head = MODELS.build(head)
         self.loss_energy = MODELS.build(loss)
         self.ascent = TASK_UTILS.build({'type': 'BoxAscent', **(ascent or {})})
-        self._uncertainty_cfg = dict(uncertainty or {})
+        self._uncertainty_cfg = uncertainty
         self.uncertainty_estimator = self._build_estimator()
         self.density = _built_density(density)
         self.featmap_strides = tuple(featmap_strides)
@@ -166,11 +170,13 @@ class EnergyModel(BaseModule):
         see ``EnergyLoss.set_spread``.
         """
         self.loss_energy.set_spread(spread)
-        old = self.uncertainty_estimator
-        self.uncertainty_estimator = self._build_estimator().to(old.wide)
-        self.uncertainty_estimator.temperature = old.temperature
+        if self.uncertainty_estimator is not None:
+            old = self.uncertainty_estimator.wide
+            self.uncertainty_estimator = self._build_estimator().to(old)
 
-    def _build_estimator(self) -> UncertaintyEstimator:
+    def _build_estimator(self) -> UncertaintyEstimator | None:
+        if self._uncertainty_cfg is None:
+            return None
         sigmas = self.loss_energy.sigmas
         known = {} if sigmas is None else dict(sigmas=sigmas)
         return UncertaintyEstimator(**{**known, **self._uncertainty_cfg})
@@ -494,6 +500,9 @@ class EnergyModel(BaseModule):
         if prior is None:
             prior = self.density.prior(boxes.corners)
         estimator = self.uncertainty_estimator
+        if estimator is None:
+            sides = self.side_densities(pyramid, boxes, prior)
+            return self.uncertainty_of(sides, boxes, prior)
         size = estimator.rows_per_chunk
         with torch.inference_mode(False), torch.no_grad():
             parts = [
@@ -504,9 +513,26 @@ class EnergyModel(BaseModule):
                     boxes.chunks(size), prior.split(size)
                 )
             ]
-        return BoxUncertainty.cat(parts).masked(
-            self._is_refinable(boxes.corners)
-        )
+        return self._described(BoxUncertainty.cat(parts), boxes)
+
+    def uncertainty_of(
+        self, sides: SideDensities, boxes: Boxes, prior: BoxPrior
+    ) -> BoxUncertainty:
+        """The same from densities of sides that are known.
+
+        Args:
+            sides: From :meth:`side_densities`.
+            boxes: Of these boxes.
+            prior: Of these boxes.
+        """
+        known = BoxUncertainty.of_sides(sides, boxes.corners, prior)
+        return self._described(known, boxes)
+
+    def _described(
+        self, known: BoxUncertainty, boxes: Boxes
+    ) -> BoxUncertainty:
+        known = known.scaled(self.density.std_factor)
+        return known.masked(self._is_refinable(boxes.corners))
 
     def density_fn(
         self, pyramid: FeaturePyramid, reference: Boxes, prior: BoxPrior
@@ -532,35 +558,47 @@ class EnergyModel(BaseModule):
         return relative_logdensity
 
     @torch.no_grad()
-    def expected_quality(
-        self, pyramid: FeaturePyramid, boxes: Boxes, prior: BoxPrior
-    ) -> Tensor:
-        """Expected share of COCO's ten IoU thresholds that boxes pass.
+    def side_densities(
+        self,
+        pyramid: FeaturePyramid,
+        boxes: Boxes,
+        prior: BoxPrior,
+        rows: Tensor | None = None,
+    ) -> SideDensities:
+        """The density of each side of placed boxes, by itself.
 
-        See :func:`mmdet_ebm.core.expected_quality`.
+        See :func:`mmdet_ebm.core.side_densities`.
 
         Args:
             pyramid: From :meth:`pyramid`.
             boxes: R placed boxes.
             prior: Of these boxes, from ``self.density``.
-
-        Returns:
-            (R,) between 0 and 1.
+            rows: Boxes that f is asked about, all by default. For the others
+                the prior is all.
         """
-        head = self._inference_head()
-        size = BOXES_PER_CHUNK // 8
-        return torch.cat(
-            [
-                expected_quality(
-                    self.corner_logdensity_fn(pyramid, part, head),
-                    part.corners,
-                    self.density,
-                    part_prior,
+        slope = torch.zeros_like(boxes.corners)
+        curvature = slope
+        if not math.isinf(self.density.temperature):
+            if rows is None:
+                rows = torch.arange(len(slope), device=slope.device)
+            asked, asked_prior = boxes.rows(rows), prior.rows(rows)
+            head, size = self._inference_head(), BOXES_PER_CHUNK // 8
+            slopes, curvatures = zip(
+                *(
+                    side_derivatives(
+                        self.corner_logdensity_fn(pyramid, part, head),
+                        part.corners,
+                        part_prior,
+                    )
+                    for part, part_prior in zip(
+                        asked.chunks(size), asked_prior.split(size)
+                    )
                 )
-                for part, part_prior in zip(
-                    boxes.chunks(size), prior.split(size)
-                )
-            ]
+            )
+            slope = slope.index_copy(0, rows, torch.cat(slopes))
+            curvature = curvature.index_copy(0, rows, torch.cat(curvatures))
+        return side_densities(
+            boxes.corners, slope, curvature, self.density, prior
         )
 
     def _is_refinable(self, corners: Tensor) -> Tensor:
@@ -604,7 +642,8 @@ class EnergyModel(BaseModule):
         wanted = []
         if self.loss_energy.method.needs_curvature:
             wanted.append(type(self.loss_energy).__name__)
-        if self.uncertainty_estimator.method == 'laplace':
+        estimator = self.uncertainty_estimator
+        if estimator is not None and estimator.method == 'laplace':
             wanted.append("uncertainty.method='laplace'")
         if wanted and not self.head.has_curvature():
             raise ValueError(

@@ -1,15 +1,16 @@
 """How sure an energy model is of a box: standard deviations of its sides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..core import (
-    DensitySamples,
+    BoxPrior,
     GaussianMixtureNoise,
     LogDensityFn,
+    SideDensities,
     hessian,
     laplace,
     quasi_random_noise,
@@ -30,8 +31,6 @@ _SIDES_OF_RELATIVE = (
 )
 # Fewer equally weighted samples span no covariance of four dimensions.
 MIN_SUPPORT = 5
-# Samples and f (R,) at the boxes, or Hessians (R, 4, 4).
-Observation = tuple[DensitySamples, Tensor] | Tensor
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,59 @@ class BoxUncertainty:
             ones that would tell as much; below ``MIN_SUPPORT``, as where the
             density is much narrower than the noise, the other figures are
             NaN. From curvature: 1, or 0 where f was too flat or not
-            concave, so that the widest allowed deviation stands in.
+            concave, so that the widest allowed deviation stands in. From
+            the densities of sides always 1.
     """
 
     std: Tensor
     covariance: Tensor
     logprob: Tensor
     support: Tensor
+
+    @classmethod
+    def of_sides(
+        cls, sides: SideDensities, corners: Tensor, prior: BoxPrior
+    ) -> 'BoxUncertainty':
+        """From densities of sides, which are taken as independent.
+
+        Args:
+            sides: Of R boxes.
+            corners: (R, 4) these boxes.
+            prior: Of these boxes; the sizes of its centres are the unit.
+        """
+        unit, size = (
+            (c[:, 2:] - c[:, :2]).repeat(1, 2)
+            for c in (prior.centres, corners)
+        )
+        std = sides.std() * unit
+        # Shift (a + b) / 2 and log-size b - a of sides a and b.
+        first, last = (std / size).square().split(2, 1)
+        shift, mixed, log_size = (
+            each.diag_embed()
+            for each in (
+                (first + last) / 4,
+                (last - first) / 2,
+                first + last,
+            )
+        )
+        covariance = torch.cat(
+            [torch.cat([shift, mixed], 2), torch.cat([mixed, log_size], 2)], 1
+        )
+        logprob = sides.logprob_placed + (size / unit).log()
+        return cls(
+            std,
+            covariance,
+            logprob.sum(1),
+            torch.ones_like(corners[:, 0]),
+        )
+
+    def scaled(self, factor: float) -> 'BoxUncertainty':
+        """With deviations that are ``factor`` times as large."""
+        return replace(
+            self,
+            std=factor * self.std,
+            covariance=factor**2 * self.covariance,
+        )
 
     @classmethod
     def cat(cls, parts: Sequence['BoxUncertainty']) -> 'BoxUncertainty':
@@ -84,7 +129,9 @@ class BoxUncertainty:
 class UncertaintyEstimator(nn.Module):
     r"""From a log-density f around boxes to the deviations of their sides.
 
-    The density is :math:`\exp(f / T) / Z` within a ball of ``radius`` times
+    It looks at all of the four coordinates together, where the densities of
+    single sides need fewer evaluations. The density is
+    :math:`\exp(f) / Z` within a ball of ``radius`` times
     the widest noise around the box. It is measured with the same quasi-random
     samples for every box, so that a result depends neither on a seed nor on
     what else is in the batch.
@@ -98,8 +145,6 @@ class UncertaintyEstimator(nn.Module):
         sigmas: Widths of the noise mixture of the first half, in relative
             space; the widest is also the largest deviation that 'laplace'
             gives. The training method's by default.
-        temperature: T; above 1 widens the density, below narrows it. Fit it
-            on val with tools/analysis/calibration.py.
         radius: See above.
         boxes_per_chunk: Box evaluations at once; bounds the memory.
 
@@ -112,7 +157,6 @@ class UncertaintyEstimator(nn.Module):
         method: str = 'sampling',
         num_samples: int = 128,
         sigmas: Sequence = DEFAULT_SIGMAS,
-        temperature: float = 1.0,
         radius: float = 3.0,
         boxes_per_chunk: int = 2048,
     ) -> None:
@@ -127,12 +171,10 @@ class UncertaintyEstimator(nn.Module):
                 'uncertainty.num_samples must be a whole number '
                 f'of at least 4, got {num_samples!r}'
             )
-        positive('uncertainty.temperature', temperature)
         positive('uncertainty.radius', radius)
         positive_int('uncertainty.boxes_per_chunk', boxes_per_chunk)
         self.method = method
         self.num_samples = num_samples
-        self.temperature = temperature
         self.radius = radius
         self.boxes_per_chunk = boxes_per_chunk
         self.noise = GaussianMixtureNoise(sigmas)
@@ -167,70 +209,58 @@ class UncertaintyEstimator(nn.Module):
             logdensity_fn: Relative coordinates (R, S, 4) -> f (R, S).
             corners: (R, 4) the boxes, at relative coordinates of zero.
         """
-        return self.summarise(
-            self.observe(logdensity_fn, corners), corners, self.temperature
+        if self.method == 'laplace':
+            return self._from_curvature(logdensity_fn, corners)
+        return self._from_samples(logdensity_fn, corners)
+
+    def _from_curvature(
+        self, logdensity_fn: LogDensityFn, corners: Tensor
+    ) -> BoxUncertainty:
+        fitted = laplace(
+            hessian(logdensity_fn, torch.zeros_like(corners)), self.max_sigma
+        )
+        sides = self.sides.to(corners.dtype)
+        return BoxUncertainty(
+            _std(sides @ fitted.covariance @ sides.T, corners),
+            fitted.covariance,
+            fitted.logprob,
+            (~fitted.clamped).to(corners.dtype),
         )
 
-    def observe(
+    def _from_samples(
         self, logdensity_fn: LogDensityFn, corners: Tensor
-    ) -> Observation:
-        """All evaluations of f; arguments as of :meth:`forward`."""
+    ) -> BoxUncertainty:
         origin = torch.zeros_like(corners)
-        if self.method == 'laplace':
-            return hessian(logdensity_fn, origin)
         found = sample_density(
             logdensity_fn,
             origin,
             self.wide.to(origin.dtype),
             self.normal.to(origin.dtype),
             self.noise.sigmas.to(origin.dtype),
-            self.temperature,
-            self.radius,
+            radius=self.radius,
         )
         with torch.no_grad():
-            return found, logdensity_fn(origin[:, None])[:, 0]
-
-    def summarise(
-        self, observation: Observation, corners: Tensor, temperature: float
-    ) -> BoxUncertainty:
-        """The uncertainty under any temperature.
-
-        Args:
-            observation: From :meth:`observe`; samples were drawn for the
-                estimator's own temperature, which another one near it can
-                share.
-            corners: (R, 4) the boxes.
-            temperature: T.
-        """
-        if self.method == 'laplace':
-            fitted = laplace(observation, self.max_sigma, temperature)
-            covariance, logprob = fitted.covariance, fitted.logprob
-            support = (~fitted.clamped).to(corners.dtype)
-            sides = self.sides.to(corners.dtype)
-            of_sides = sides @ covariance @ sides.T
-        else:
-            found, logdensity = observation
-            weighted = found.weigh(temperature)
-            _, covariance = weighted.moments(found.offsets)
-            _, of_sides = weighted.moments(
-                relative_to_boxes(
-                    found.offsets, self.unit_box.to(corners.dtype)
-                )
-            )
-            support = weighted.effective_samples
-            unseen = support < MIN_SUPPORT
-            logprob = logdensity / temperature - weighted.log_normaliser
-            logprob = logprob.masked_fill(unseen, torch.nan)
-            covariance, of_sides = (
-                matrices.masked_fill(unseen[:, None, None], torch.nan)
-                for matrices in (covariance, of_sides)
-            )
-        size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
-        unit_std = of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        return BoxUncertainty(unit_std * size, covariance, logprob, support)
+            logdensity = logdensity_fn(origin[:, None])[:, 0]
+        weighted = found.weigh()
+        _, covariance = weighted.moments(found.offsets)
+        _, of_sides = weighted.moments(
+            relative_to_boxes(found.offsets, self.unit_box.to(corners.dtype))
+        )
+        return BoxUncertainty(
+            _std(of_sides, corners),
+            covariance,
+            logdensity - weighted.log_normaliser,
+            weighted.effective_samples,
+        ).masked(weighted.effective_samples >= MIN_SUPPORT)
 
     def extra_repr(self) -> str:
         return (
             f'method={self.method!r}, num_samples={self.num_samples}, '
-            f'temperature={self.temperature}, radius={self.radius}'
+            f'radius={self.radius}'
         )
+
+
+def _std(of_sides: Tensor, corners: Tensor) -> Tensor:
+    """From covariances (R, 4, 4) of a unit box's sides to pixels (R, 4)."""
+    size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
+    return of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * size

@@ -121,7 +121,7 @@ def test_a_state_without_them_leaves_the_numbers():
 def test_a_state_of_another_version_is_left_out_with_a_warning():
     density = BoxDensity(**CAUTIOUS)
     state = {'_extra_state': torch.ones(7, dtype=torch.float64)}
-    with pytest.warns(UserWarning, match='7 numbers; expected 8'):
+    with pytest.warns(UserWarning, match='7 numbers; expected 9'):
         density.load_state_dict(state)
     assert not density.fitted
     assert density.numbers() == BoxDensity(**CAUTIOUS).numbers()

@@ -85,6 +85,7 @@ def new_runner(monkeypatch):
 
     def new_runner(val=True, **loss):
         cfg = energy_model_cfg()
+        cfg.energy_model.uncertainty = {}
         cfg.energy_model.loss = {**cfg.energy_model.loss, **loss}
         model = build(cfg)
         model.detector, model.data_preprocessor = Errs(), Passes()
@@ -132,6 +133,7 @@ def test_dsm_gets_one_width_for_each_dimension(new_runner):
     loss = dict(type='DSMLoss', sigma='measured', num_samples=8)
     cfg = energy_model_cfg()
     cfg.energy_model.loss = loss
+    cfg.energy_model.uncertainty = {}
     cfg.energy_model.head.act_cfg = dict(type='SiLU')
     model = build(cfg)
     model.energy_model.set_spread(KNOWN[1])

@@ -8,7 +8,6 @@ from mmdet_ebm.evaluation.calibration import (
     calibration,
     constant_std,
     coverage,
-    fit_temperature,
     match_to_truth,
 )
 
@@ -41,24 +40,6 @@ def test_wrong_deviations_cover_less_or_more(scale, share):
 def test_the_likelihood_is_best_at_the_right_deviation():
     losses = [calibration(gaussian_errors(s))['nll'] for s in (0.8, 1, 1.25)]
     assert losses[1] < losses[0] and losses[1] < losses[2]
-
-
-def test_temperature_is_recovered():
-    """Variances grow with T; the right one is 2.3."""
-    errors = gaussian_errors()
-    temperatures = np.geomspace(0.1, 20, 25)
-    stds = np.sqrt(temperatures / 2.3)[:, None, None] * errors.std
-    assert fit_temperature(temperatures, stds, errors.error) == pytest.approx(
-        2.3, rel=0.02
-    )
-
-
-def test_a_temperature_outside_of_the_range_is_no_result():
-    errors = gaussian_errors()
-    temperatures = np.geomspace(0.1, 1, 5)
-    stds = np.sqrt(temperatures / 50)[:, None, None] * errors.std
-    with pytest.raises(ValueError, match='at the end of the range from 0.1'):
-        fit_temperature(temperatures, stds, errors.error)
 
 
 def test_unknown_deviations_are_counted_and_left_out():

@@ -12,7 +12,6 @@ from mmdet_ebm.evaluation import placed_quality
 from mmdet_ebm.evaluation.density_fit import detect_with_votes, matched_rows
 from mmdet_ebm.evaluation.placed_quality import (
     POWERS,
-    STAY,
     fit_model,
     largest_good_power,
     place,
@@ -20,6 +19,7 @@ from mmdet_ebm.evaluation.placed_quality import (
 
 from .held_out import Passes, batches, fittable_model
 
+STAY = dict(temperature=math.inf, side_std=0.2, vote_share=0.0)
 MOVES = dict(temperature=1.0, side_std=0.2, vote_share=0.0)
 VOTES = dict(temperature=math.inf, vote_share=1.0)
 
@@ -63,6 +63,26 @@ def test_a_gain_is_that_of_the_matched_boxes_weighted_by_score(model, data):
     assert gain != 0
 
 
+def test_the_factor_makes_deviations_agree_with_errors(model, data):
+    """Twice: a factor that is set already must not count."""
+    for known in (1.0, 3.0):
+        model.energy_model.density.set_numbers(std_factor=known)
+        placed = place(model, data, [STAY])
+        found, _, samples = detect_with_votes(model, data[0])
+        rows, truth = matched_rows(found, samples)
+        boxes = torch.cat([each.bboxes for each in found])[rows]
+        error = (boxes - truth) / (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        factor = placed.std_factor(0)
+        # With dof = 3 deviations are sqrt(3) s, but for the ends of the grid.
+        s = model.energy_model.density.prior(
+            boxes, torch.cat([each.scores for each in found])[rows]
+        ).std
+        z = error / (0.2 / 0.04 * 1.73 * s[:, None])
+        assert factor == pytest.approx(
+            float(z.square().mean().sqrt()), rel=0.15
+        )
+
+
 def test_a_look_leaves_the_density_and_the_stages_as_they_were(model, data):
     density = model.energy_model.density
     before = density.numbers(), model.refinement
@@ -91,6 +111,9 @@ def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
         def gain(self, setting):
             return (-0.1 * (setting > 0), 0.05)
 
+        def std_factor(self, setting):
+            return 1.5
+
         def average_precision(self, setting, power):
             return dict(AP=0.5)
 
@@ -108,6 +131,9 @@ def test_ap_has_a_veto(model, data, monkeypatch):
         def gain(self, setting):
             return (0.1 * (setting > 0), 0.05)
 
+        def std_factor(self, setting):
+            return 2.0 - (setting > 0)
+
         def average_precision(self, setting, power):
             return dict(AP=0.5 if power is None else 0.4)
 
@@ -115,6 +141,7 @@ def test_ap_has_a_veto(model, data, monkeypatch):
     text = fit_model(model, data)
     density = model.energy_model.density
     assert math.isinf(density.temperature) and density.quality_power == 0
+    assert density.std_factor == 2  # of the boxes that stay
     assert 'boxes will stay' in text
 
 

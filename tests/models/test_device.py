@@ -94,14 +94,29 @@ def test_refinement(kind, maps, truth):
     assert refined.corners.shape == (5, 4) and values.shape == (5,)
 
 
-@pytest.mark.parametrize('method', ['sampling', 'laplace'])
-def test_uncertainty(method, maps, truth):
+@pytest.mark.parametrize(
+    'uncertainty', [None, dict(method='sampling'), dict(method='laplace')]
+)
+def test_uncertainty(uncertainty, maps, truth):
     """Laplace's eigenvalues do wait on a GPU, which this check cannot see."""
-    model = energy_model(uncertainty=dict(method=method)).to('meta')
+    model = energy_model(uncertainty=uncertainty).to('meta')
     with no_host_traffic():
         pyramid = model.pyramid(maps, SIZES)
         found = model.uncertainty(pyramid, Boxes.from_images(*truth))
     assert found.std.shape == (5, 4)
+
+
+def test_expected_quality(maps, truth):
+    model = energy_model(density=dict(side_std=0.1)).to('meta')
+    boxes = Boxes.from_images(*truth)
+    prior = model.density.prior(boxes.corners)
+    pyramid = model.pyramid(maps, SIZES)
+    # The points of the samples are copied to a device once.
+    model.side_densities(pyramid, boxes, prior).expected_quality()
+    with no_host_traffic():
+        sides = model.side_densities(pyramid, boxes, prior)
+        quality = sides.expected_quality()
+    assert quality.shape == (5,)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 
 from mmdet_ebm.core import hessian
 from mmdet_ebm.models import UncertaintyEstimator
+from mmdet_ebm.models import energy_model as energy_model_module
 from mmdet_ebm.models.uncertainty import DEFAULT_SIGMAS, MIN_SUPPORT
 from mmdet_ebm.ops import Boxes
 
@@ -93,20 +94,6 @@ def test_curvature_gives_the_same_to_first_order():
     assert found.support.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize('method', ['sampling', 'laplace'])
-def test_temperature_widens(method):
-    options = dict(num_samples=4096, radius=9.0)
-    cold, warm = (
-        UncertaintyEstimator(method, temperature=t, **options)(
-            gaussian, CORNERS
-        )
-        for t in (1.0, 2.0)
-    )
-    torch.testing.assert_close(
-        warm.std, math.sqrt(2) * cold.std, rtol=0.05, atol=0
-    )
-
-
 def test_a_convex_f_is_as_wide_as_the_noise():
     found = UncertaintyEstimator('laplace')(
         lambda t: t.square().sum(-1), CORNERS
@@ -132,13 +119,10 @@ def test_an_f_that_is_nan_gives_nan(method):
 @pytest.mark.parametrize(
     'wrong, message',
     [
-        (dict(temperature='warm'), 'temperature must be positive'),
         (dict(radius=[3]), 'radius must be positive'),
-        (dict(temperature=math.inf), 'temperature must be positive'),
         (dict(boxes_per_chunk=0), 'boxes_per_chunk must be a positive'),
         (dict(method='guess'), "'sampling' or 'laplace', got 'guess'"),
         (dict(num_samples=1), 'at least 4, got 1'),
-        (dict(temperature=0.0), 'must be positive'),
         (dict(radius=-1.0), 'must be positive'),
         (dict(sigmas=()), 'at least one component'),
     ],
@@ -159,25 +143,37 @@ def around(model, reference, maps=None):
 
 
 def test_noise_of_the_training_method_is_the_proposal():
-    assert energy_model().uncertainty_estimator.max_sigma == pytest.approx(0.3)
-    assert energy_model(
-        loss=dict(type='DSMLoss')
-    ).uncertainty_estimator.max_sigma == pytest.approx(max(DEFAULT_SIGMAS))
-    model = energy_model(uncertainty=dict(sigmas=(0.2,)))
-    assert model.uncertainty_estimator.max_sigma == pytest.approx(0.2)
+    for wanted, options in (
+        (0.3, dict(uncertainty={})),
+        (
+            max(DEFAULT_SIGMAS),
+            dict(uncertainty={}, loss=dict(type='DSMLoss')),
+        ),
+        (0.2, dict(uncertainty=dict(sigmas=(0.2,)))),
+    ):
+        estimator = energy_model(**options).uncertainty_estimator
+        assert estimator.max_sigma == pytest.approx(wanted)
 
 
 def test_uncertainty_adds_nothing_to_a_checkpoint():
     assert not [k for k in energy_model().state_dict() if 'uncertainty' in k]
 
 
-@pytest.mark.parametrize('method', ['sampling', 'laplace'])
+METHODS = [None, dict(method='sampling'), dict(method='laplace')]
+
+
+@pytest.mark.parametrize('uncertainty', METHODS)
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
-def test_a_box_does_not_depend_on_its_batch_or_the_seed(method, mode):
-    model = energy_model(uncertainty=dict(method=method))
+def test_a_box_does_not_depend_on_its_batch_or_the_seed(
+    uncertainty, mode, monkeypatch
+):
+    model = energy_model(uncertainty=uncertainty)
     together = around(model, boxes())
     torch.manual_seed(3)
-    model.uncertainty_estimator.boxes_per_chunk = 1  # box by box
+    if uncertainty:  # box by box
+        model.uncertainty_estimator.boxes_per_chunk = 1
+    else:
+        monkeypatch.setattr(energy_model_module, 'BOXES_PER_CHUNK', 8)
     with mode():
         alone = around(model, boxes(), [m.clone() for m in feature_maps()])
     for name in ('std', 'covariance', 'logprob', 'support'):
@@ -221,13 +217,59 @@ def test_hessian_of_the_whole_model_is_that_of_finite_differences():
 
 
 def test_samples_tell_it_of_a_head_with_kinks_too():
-    model = energy_model(head=head_cfg(act_cfg=dict(type='ReLU')))
-    assert around(model, boxes()).std.isfinite().all()
+    for uncertainty in METHODS[:2]:
+        model = energy_model(
+            head=head_cfg(act_cfg=dict(type='ReLU')), uncertainty=uncertainty
+        )
+        assert around(model, boxes()).std.isfinite().all()
+
+
+def test_sides_and_samples_agree_where_the_prior_is_gaussian_and_sharp():
+    """Nearly all from the prior: its sides are independent."""
+    density = dict(temperature=1e6, side_std=0.05, dof=50.0)
+    sides, samples = (
+        around(energy_model(density=density, uncertainty=uncertainty), boxes())
+        for uncertainty in (None, dict(num_samples=4096))
+    )
+    torch.testing.assert_close(sides.std, samples.std, rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        sides.covariance, samples.covariance, rtol=0, atol=5e-4
+    )
+    torch.testing.assert_close(
+        sides.logprob, samples.logprob, rtol=0, atol=0.2
+    )
+
+
+@pytest.mark.parametrize('uncertainty', METHODS)
+def test_the_fitted_factor_multiplies_deviations(uncertainty):
+    model = energy_model(density=dict(side_std=0.1), uncertainty=uncertainty)
+    usual = around(model, boxes())
+    model.density.set_numbers(std_factor=2.0)
+    twice = around(model, boxes())
+    torch.testing.assert_close(twice.std, 2 * usual.std)
+    torch.testing.assert_close(twice.covariance, 4 * usual.covariance)
+
+
+def test_log_probability_is_a_density_in_the_space_of_the_box():
+    """A box of half the size of the prior's centre, and the prior alone."""
+    density = dict(temperature=math.inf, side_std=0.2, dof=50.0)
+    model = energy_model(density=density)
+    corners = torch.tensor([[20.0, 20, 40, 60]])
+    centre = torch.tensor([[20.0, 20, 60, 100]])
+    reference = Boxes.from_images(
+        [corners, corners[:0]], [torch.zeros(1).long(), torch.zeros(0).long()]
+    )
+    pyramid = model.pyramid(feature_maps(), SIZES)
+    found = model.uncertainty(pyramid, reference, model.density.prior(centre))
+    t = torch.distributions.StudentT(50.0, scale=0.2)
+    at = t.log_prob(torch.tensor([0, 0, -0.5, -0.5])).sum()
+    expected = at + 4 * math.log(0.5)
+    assert float(found.logprob) == pytest.approx(float(expected), abs=0.1)
 
 
 def test_no_boxes():
-    for method in ('sampling', 'laplace'):
-        model = energy_model(uncertainty=dict(method=method))
+    for uncertainty in METHODS:
+        model = energy_model(uncertainty=uncertainty)
         assert around(model, no_boxes()).std.shape == (0, 4)
 
 

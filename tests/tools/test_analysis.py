@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from mmdet_ebm.models import EnergyDetector, EnergyModel
+from mmdet_ebm.models import EnergyDetector
 
 from ..helpers import run_tool, save_checkpoint
 from .test_pipeline import shrunk_config
@@ -51,7 +51,10 @@ def calibrate(monkeypatch, energy, out, *options):
 
 @pytest.fixture
 def shifted(monkeypatch):
-    """A detector that finds all objects, a tenth of their size off."""
+    """A detector that finds all objects, a tenth of their size off.
+
+    It says that they are half as far off.
+    """
     detect = EnergyDetector.detect
 
     def planted(self, inputs, samples):
@@ -66,6 +69,7 @@ def shifted(monkeypatch):
                     bboxes=corners + 0.1 * size.repeat(1, 2),
                     labels=truth.labels,
                     scores=torch.ones(len(truth)),
+                    box_std=0.05 * size.repeat(1, 2),
                 )
             )
         return replace(detect(self, inputs, samples), instances=instances)
@@ -73,39 +77,31 @@ def shifted(monkeypatch):
     monkeypatch.setattr(EnergyDetector, 'detect', planted)
 
 
-def test_calibration_fits_a_temperature_and_reports_on_test(
+def test_calibration_fits_a_factor_on_val_and_reports_on_test(
     energy, shifted, monkeypatch, tmp_path, capsys
 ):
-    """The density is a Gaussian of width 0.1, images are twice as large."""
-    monkeypatch.setattr(
-        EnergyModel,
-        'density_fn',
-        lambda *args: lambda t: -0.5 * (t / 0.1).square().sum(-1),
-    )
+    """Errors are 0.1 of the box, and images are twice as large."""
     calibrate(
         monkeypatch,
         energy,
         tmp_path / 'out',
         '--cfg-options',
-        'model.energy_model.uncertainty.sigmas=[0.05,0.1,0.3]',
-        'model.energy_model.uncertainty.num_samples=512',
         'val_dataloader.dataset.pipeline.1.scale=(320,320)',
         'test_dataloader.dataset.pipeline.1.scale=(320,320)',
     )
     figures = json.loads((tmp_path / 'out.json').read_text())
     first, second = figures['runs']
     assert first == second
-    usual, fitted = first['temperature_1'], first['fitted']
-    assert usual['matched'] == fitted['matched'] > 3
-    # x1 = t - exp(l) / 2 with both of width 0.1: 0.112, and 0.1 for T = 0.8.
-    assert usual['std_median'] == pytest.approx(0.112, rel=0.05)
-    assert usual['z_rms'] == pytest.approx(0.1 / 0.112, rel=0.05)
-    assert first['temperature'] == pytest.approx(0.8, rel=0.15)
-    assert fitted['z_rms'] == pytest.approx(1, rel=0.1)
-    assert fitted['nll'] < usual['nll']
-    assert set(fitted['coverage']) == {'50', '80', '90', '95'}
+    usual, scaled = first['as_it_is'], first['scaled']
+    assert usual['matched'] == scaled['matched'] > 3
+    assert usual['std_median'] == pytest.approx(0.05)
+    assert usual['z_rms'] == pytest.approx(2)
+    assert first['factor'] == pytest.approx(2)
+    assert scaled['z_rms'] == pytest.approx(1)
+    assert scaled['nll'] < usual['nll']
+    assert set(scaled['coverage']) == {'50', '80', '90', '95'}
     table = (tmp_path / 'out.md').read_text()
-    assert '| fitted T ' in table and table in capsys.readouterr().out
+    assert '| scaled on val ' in table and table in capsys.readouterr().out
     assert (tmp_path / 'out.png').exists()
 
 

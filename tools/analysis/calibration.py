@@ -1,57 +1,48 @@
-"""How good are the predicted uncertainties of boxes, and at what temperature?
+"""How good are the predicted uncertainties of boxes?
 
 Detections are matched to annotations (same class, IoU from 0.5), and the
 predicted standard deviation of each side is compared with its actual error:
 
-- the temperature is fitted on val, and only there, by the likelihood;
-- on test, everything is reported with temperature 1, with the fitted one, and
-  for a constant deviation for each side, relative to the box and fitted on
+- as the model gives it, with the factor that was fitted with its density;
+- multiplied with the factor that fits val best;
+- for a constant deviation for each side, relative to the box and fitted on
   val, which any prediction should beat.
 
 Several checkpoints are runs of one experiment: mean and range are reported.
-Writes OUT.json, OUT.md and OUT.png. Put the fitted temperature into the
-config as model.energy_model.uncertainty.temperature.
+Writes OUT.json, OUT.md and OUT.png.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from boltons.fileutils import atomic_save
-from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tabulate import tabulate
-from torch import Tensor
 from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.core import BoxPrior
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation.calibration import (
     LEVELS,
     SideErrors,
     calibration,
     constant_std,
-    fit_temperature,
 )
 from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.models import EnergyDetector
-from mmdet_ebm.models.detectors import Detected
-from mmdet_ebm.models.detectors.refinement import box_table, prior_of
-from mmdet_ebm.ops import Boxes, FeaturePyramid
 from mmdet_ebm.visualization.reliability import draw_reliability
 
-TEMPERATURES = np.geomspace(0.05, 20, 41)
 KINDS = {
-    'T = 1': 'temperature_1',
-    'fitted T': 'fitted',
+    'as it is': 'as_it_is',
+    'scaled on val': 'scaled',
     'constant': 'constant',
 }
 
@@ -90,104 +81,36 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=ConfigOptions,
         help='override config entries, e.g. '
-        'model.energy_model.uncertainty.num_samples=256',
+        'model.energy_model.uncertainty.method=sampling',
     )
     return parser.parse_args()
 
 
-class Split:
-    """Matched detections of a split, with the deviations wanted of each."""
+@torch.no_grad()
+def side_errors(
+    model: EnergyDetector, cfg: Config, split: str, args: argparse.Namespace
+) -> SideErrors:
+    """Errors and deviations of a split's matched detections.
 
-    def __init__(
-        self,
-        model: EnergyDetector,
-        cfg: Config,
-        name: str,
-        score_thr: float,
-        min_iou: float,
-    ) -> None:
-        self.model = model
-        self.loader = Runner.build_dataloader(cfg[f'{name}_dataloader'])
-        self.name, self.score_thr, self.min_iou = name, score_thr, min_iou
-
-    @torch.no_grad()
-    def run(
-        self, temperatures: Sequence[float], redraw: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Errors (K, 4), deviations (T, K, 4), effective samples (T, K).
-
-        Errors and deviations are relative to the box's size.
-
-        Args:
-            temperatures: T of them.
-            redraw: Draw samples for each temperature, as in use, rather than
-                share those of the first.
-        """
-        errors, stds, supports = [], [], []
-        for batch in tqdm(self.loader, desc=self.name, unit='batch'):
-            data = self.model.data_preprocessor(batch, False)
-            samples = data['data_samples']
-            found = self.model.detect(data['inputs'], samples)
-            boxes, prior, error = self._matched(found, samples)
-            std, support = self._deviations(
-                found.pyramid, boxes, prior, temperatures, redraw
-            )
-            size = boxes.corners[:, 2:] - boxes.corners[:, :2]
-            factor = 1 / size.repeat(1, 2)
-            errors.append((error * factor).cpu())
-            stds.append((std * factor).cpu())
-            supports.append(support.cpu())
-        return (
-            torch.cat(errors).numpy(),
-            torch.cat(stds, 1).numpy(),
-            torch.cat(supports, 1).numpy(),
-        )
-
-    def _matched(
-        self, found: Detected, samples: SampleList
-    ) -> tuple[Boxes, BoxPrior, Tensor]:
-        """Matched boxes, their prior and errors, in network pixels."""
-        pairs = match_batch(
-            found.instances, samples, self.min_iou, self.score_thr
-        )
-        boxes = box_table(found.instances)
-        starts = accumulate([0, *boxes.counts])
-        index = torch.cat(
-            [rows + start for (rows, _), start in zip(pairs, starts)]
-        )
-        matched = boxes.rows(index)
-        prior = prior_of(self.model.energy_model.density, found.instances)
-        truth = torch.cat([wanted for _, wanted in pairs])
-        return matched, prior.rows(index), matched.corners - truth
-
-    def _deviations(
-        self,
-        pyramid: FeaturePyramid,
-        boxes: Boxes,
-        prior: BoxPrior,
-        temperatures: Sequence[float],
-        redraw: bool,
-    ) -> tuple[Tensor, Tensor]:
-        energy_model = self.model.energy_model
-        estimator = energy_model.uncertainty_estimator
-        usual = estimator.temperature
-        stds, supports = [], []
-        size = estimator.rows_per_chunk
-        for part, part_prior in zip(boxes.chunks(size), prior.split(size)):
-            f = energy_model.density_fn(pyramid, part, part_prior)
-            found, observed = [], None
-            for temperature in temperatures:
-                if redraw:
-                    estimator.temperature = temperature
-                if redraw or observed is None:
-                    observed = estimator.observe(f, part.corners)
-                found.append(
-                    estimator.summarise(observed, part.corners, temperature)
-                )
-            stds.append(torch.stack([one.std for one in found]))
-            supports.append(torch.stack([one.support for one in found]))
-        estimator.temperature = usual
-        return torch.cat(stds, 1), torch.cat(supports, 1)
+    Args:
+        model: With ``refinement.uncertainty``.
+        cfg: With the split's loader.
+        split: 'val' or 'test'.
+        args: With ``min_iou`` and ``score_thr``.
+    """
+    loader = Runner.build_dataloader(cfg[f'{split}_dataloader'])
+    errors, stds = [], []
+    for batch in tqdm(loader, desc=split, unit='batch'):
+        data = model.data_preprocessor(batch, False)
+        samples = data['data_samples']
+        found = model.detect(data['inputs'], samples).instances
+        pairs = match_batch(found, samples, args.min_iou, args.score_thr)
+        for instances, (rows, truth) in zip(found, pairs):
+            boxes = instances.bboxes[rows]
+            size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+            errors.append(((boxes - truth) / size).cpu())
+            stds.append((instances.box_std[rows] / size).cpu())
+    return SideErrors(torch.cat(errors).numpy(), torch.cat(stds).numpy())
 
 
 def evaluate(
@@ -196,30 +119,26 @@ def evaluate(
     """Figures of a checkpoint, and the errors behind them by kind."""
     model = build_model(cfg, checkpoint, args.device)
     require_energy_model(model)
-    val, test = (
-        Split(model, cfg, name, args.score_thr, args.min_iou)
-        for name in ('val', 'test')
-    )
-    error, stds, _ = val.run(TEMPERATURES, redraw=False)
-    if len(error) == 0:
+    model.refinement = replace(model.refinement, uncertainty=True)
+    val, test = (side_errors(model, cfg, s, args) for s in ('val', 'test'))
+    if not val.known.any():
         raise ValueError(
             'no detection on val matches an annotation; is this '
             'checkpoint trained?'
         )
-    temperature = fit_temperature(TEMPERATURES, stds, error)
-    constant = constant_std(error)
-    error, (usual, fitted), (support, _) = test.run(
-        (1.0, temperature), redraw=True
-    )
+    factor = calibration(val)['z_rms']
+    constant = constant_std(val.error)
     errors = {
-        'T = 1': SideErrors(error, usual),
-        'fitted T': SideErrors(error, fitted),
-        'constant': SideErrors(error, np.broadcast_to(constant, error.shape)),
+        'as it is': test,
+        'scaled on val': replace(test, std=factor * test.std),
+        'constant': replace(
+            test, std=np.broadcast_to(constant, test.error.shape)
+        ),
     }
     figures = dict(
         checkpoint=Path(checkpoint).name,
-        temperature=temperature,
-        median_support=float(np.median(support)),
+        density=model.energy_model.density.numbers(),
+        factor=factor,
     )
     figures.update((KINDS[kind], calibration(e)) for kind, e in errors.items())
     return figures, errors
@@ -253,14 +172,14 @@ def to_markdown(runs: Sequence[dict]) -> str:
     table = tabulate(
         rows, ['', *COLUMNS], tablefmt='github', disable_numparse=True
     )
-    temperatures = [run['temperature'] for run in runs]
-    matched = [run['fitted']['matched'] for run in runs]
-    unknown = [run['fitted']['unknown'] for run in runs]
+    factors = [run['factor'] for run in runs]
+    matched = [run['as_it_is']['matched'] for run in runs]
+    unknown = [run['as_it_is']['unknown'] for run in runs]
     return (
         f'{table}\n\n'
-        f'Fitted temperature {spread(temperatures, ".2f")}; matched '
-        f'detections on test {spread(matched, ".0f")}, without a '
-        f'deviation {spread(unknown, ".0f")}.'
+        f'Factor on val {spread(factors, ".2f")}; matched detections on test '
+        f'{spread(matched, ".0f")}, without a deviation '
+        f'{spread(unknown, ".0f")}.'
     )
 
 

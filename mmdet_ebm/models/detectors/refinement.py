@@ -15,7 +15,7 @@ from mmdet.utils import ConfigType, InstanceList, OptConfigType
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ...core import BoxDensity, BoxPrior, expected_quality
+from ...core import BoxDensity, BoxPrior, SideDensities
 from ...ops import Boxes, FeaturePyramid
 from ..energy_model import EnergyModel
 from .box_sources import require_plain_nms
@@ -33,9 +33,9 @@ class Refinement:
             published.
         ascent: Move the final boxes uphill.
         ascent_per_img: Boxes of an image that f is asked about at most, by
-            class score; -1 for all. The others are placed and ranked by the
-            prior alone; most detections of an image have scores near zero and
-            decide nothing.
+            class score; -1 for all. The others are placed, ranked and
+            described by the prior alone; most detections of an image have
+            scores near zero and decide nothing.
         rank: Multiply class scores by the expected quality of the boxes, to
             the power that was fitted.
         nms_pre: Candidates (box and class above the score threshold) of an
@@ -43,9 +43,6 @@ class Refinement:
             bounds time and memory where a detector is unsure of everything.
         uncertainty: Tell how sure the final boxes are: standard deviations of
             their sides and normalised log-densities.
-        uncertainty_per_img: Boxes of an image for which to tell it at most,
-            by class score; -1 for all. The others get NaN. With the default
-            of samples it takes longer than the ascent.
         keep_plain: Also give what the detector finds by itself, as
             ``plain_instances`` of a sample, for a metric to compare with.
     """
@@ -56,7 +53,6 @@ class Refinement:
     rank: bool = True
     nms_pre: int = 1000
     uncertainty: bool = False
-    uncertainty_per_img: int = 30
     keep_plain: bool = False
 
     @property
@@ -121,14 +117,16 @@ def refine_detections(
         detections = ascend(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
-    if stages.rank and energy_model.density.quality_power > 0:
-        detections = rank(
+    ranks = stages.rank and energy_model.density.quality_power > 0
+    if ranks or stages.uncertainty:
+        judged = judge(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
-    if stages.uncertainty:
-        detections = describe(
-            energy_model, pyramid, detections, stages.uncertainty_per_img
-        )
+        if stages.uncertainty:
+            detections = describe(energy_model, pyramid, detections, judged)
+        if ranks:
+            power = energy_model.density.quality_power
+            detections = rank(detections, judged, power)
     return detections, plain
 
 
@@ -283,26 +281,68 @@ def ascend(
     return results
 
 
-def rank(
+@dataclass(frozen=True)
+class Judged:
+    """What the densities of sides say of the placed boxes of a batch.
+
+    Attributes:
+        boxes: R boxes.
+        prior: Of these boxes.
+        rows: Those that f was asked about.
+        sides: Of all R boxes.
+    """
+
+    boxes: Boxes
+    prior: BoxPrior
+    rows: Tensor
+    sides: SideDensities
+
+    def qualities(self) -> list[Tensor]:
+        """Expected qualities (K,) of the boxes of each image."""
+        quality = self.sides.expected_quality()
+        return [each for (each,) in self.boxes.split(quality)]
+
+
+def judge(
     energy_model: EnergyModel,
     pyramid: FeaturePyramid,
     detections: InstanceList,
     number: int,
-) -> InstanceList:
-    """Scores with the expected quality of the boxes in them.
+) -> Judged:
+    """Look at the densities of the sides of placed boxes.
 
     Args:
         energy_model: What is asked about boxes.
         pyramid: Of the batch's maps.
         detections: Placed boxes.
-        number: See :func:`expected_qualities`.
+        number: Boxes of an image, by class score, for which f is asked; -1
+            for all of them. The prior alone judges the others.
     """
-    power = energy_model.density.quality_power
+    boxes = box_table(detections)
+    prior = prior_of(energy_model.density, detections)
+    starts = accumulate([0, *boxes.counts])
+    rows = torch.cat(
+        [
+            _best_rows(each, number) + start
+            for each, start in zip(detections, starts)
+        ]
+    )
+    sides = energy_model.side_densities(pyramid, boxes, prior, rows)
+    return Judged(boxes, prior, rows, sides)
+
+
+def rank(
+    detections: InstanceList, judged: Judged, power: float
+) -> InstanceList:
+    """Scores with the expected quality of the boxes in them.
+
+    Args:
+        detections: Placed boxes.
+        judged: These boxes.
+        power: Exponent of the expected quality.
+    """
     results = []
-    for detection, quality in zip(
-        detections,
-        expected_qualities(energy_model, pyramid, detections, number),
-    ):
+    for detection, quality in zip(detections, judged.qualities()):
         scores = detection.scores * quality**power
         order = scores.argsort(descending=True, stable=True)
         results.append(
@@ -316,73 +356,41 @@ def rank(
     return results
 
 
-def expected_qualities(
-    energy_model: EnergyModel,
-    pyramid: FeaturePyramid,
-    detections: InstanceList,
-    number: int,
-) -> list[Tensor]:
-    """Expected quality (K,) of the placed boxes of each image.
-
-    Args:
-        energy_model: What is asked about boxes.
-        pyramid: Of the batch's maps.
-        detections: Placed boxes.
-        number: Boxes of an image, by class score, for which f is asked; -1
-            for all of them. The prior alone judges the others.
-    """
-    density = energy_model.density
-    boxes = box_table(detections)
-    prior = prior_of(density, detections)
-    quality = expected_quality(None, boxes.corners, density, prior)
-    if not math.isinf(density.temperature):
-        starts = accumulate([0, *boxes.counts])
-        rows = torch.cat(
-            [
-                _best_rows(each, number) + start
-                for each, start in zip(detections, starts)
-            ]
-        )
-        known = energy_model.expected_quality(
-            pyramid, boxes.rows(rows), prior.rows(rows)
-        )
-        quality = quality.index_copy(0, rows, known)
-    return [each for (each,) in boxes.split(quality)]
-
-
 def describe(
     energy_model: EnergyModel,
     pyramid: FeaturePyramid,
     detections: InstanceList,
-    number: int,
+    judged: Judged,
 ) -> InstanceList:
     """How sure boxes are, see ``EnergyModel.uncertainty``.
 
     Args:
         energy_model: What is asked about boxes.
         pyramid: Of the batch's maps.
-        detections: Final boxes.
-        number: Boxes of an image, by score, that are looked at; -1 for all of
-            them. The others get NaN.
+        detections: Placed boxes.
+        judged: These boxes. The prior alone describes those that f was not
+            asked about; without a prior they get NaN.
     """
-    chosen = [_best_rows(each, number) for each in detections]
-    looked_at = [each[rows] for each, rows in zip(detections, chosen)]
-    boxes = box_table(looked_at)
-    prior = prior_of(energy_model.density, looked_at)
-    known = energy_model.uncertainty(pyramid, boxes, prior)
-    results = []
-    for detection, rows, (std, logprob) in zip(
-        detections, chosen, boxes.split(known.std, known.logprob)
-    ):
-        unknown = std.new_full((len(detection), 4), torch.nan)
-        results.append(
-            _with_fields(
-                detection,
-                box_std=unknown.index_copy(0, rows, std),
-                box_logprobs=unknown[:, 0].index_copy(0, rows, logprob),
-            )
+    known = energy_model.uncertainty_of(
+        judged.sides, judged.boxes, judged.prior
+    )
+    if math.isinf(energy_model.density.side_std):  # nor is there a prior
+        asked = torch.zeros_like(judged.boxes.labels, dtype=torch.bool)
+        known = known.masked(asked.index_fill(0, judged.rows, True))
+    std, logprob = known.std, known.logprob
+    if energy_model.uncertainty_estimator is not None:
+        rows = judged.rows
+        looked_at = energy_model.uncertainty(
+            pyramid, judged.boxes.rows(rows), judged.prior.rows(rows)
         )
-    return results
+        std = std.index_copy(0, rows, looked_at.std)
+        logprob = logprob.index_copy(0, rows, looked_at.logprob)
+    return [
+        _with_fields(detection, box_std=std, box_logprobs=logprob)
+        for detection, (std, logprob) in zip(
+            detections, judged.boxes.split(std, logprob)
+        )
+    ]
 
 
 def to_original_frame(instances: InstanceData, meta: dict) -> InstanceData:

@@ -135,7 +135,7 @@ def test_the_ascent_starts_where_the_plain_detector_ends(family, plain, model):
 def test_all_stages_in_both_frames(model):
     inputs, samples = batch()
     model.refinement = dataclasses.replace(
-        model.refinement, uncertainty=True, uncertainty_per_img=2
+        model.refinement, uncertainty=True, ascent_per_img=2
     )
     for small, large in zip(
         results(model, inputs, samples, False),

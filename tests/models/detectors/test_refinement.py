@@ -263,7 +263,7 @@ def test_uncertainty_is_told_of_the_best_boxes_of_an_image(
 ):
     results, _ = refine_detections(
         model,
-        stages(uncertainty=True, uncertainty_per_img=number),
+        stages(uncertainty=True, ascent_per_img=number),
         pyramid,
         found,
     )
@@ -276,6 +276,39 @@ def test_uncertainty_is_told_of_the_best_boxes_of_an_image(
         )
         assert ours.box_std[~chosen].isnan().all()
         assert torch.equal(ours.box_logprobs.isfinite(), chosen)
+
+
+def test_the_prior_describes_boxes_that_f_is_not_asked_about(
+    model, pyramid, found
+):
+    model.density = FixedBoxDensity(side_std=0.04)
+    none, one, every = (
+        refine_detections(
+            model,
+            stages(uncertainty=True, ascent_per_img=number),
+            pyramid,
+            found,
+        )[0][1]
+        for number in (0, 1, -1)
+    )
+    best = one.scores.argmax()
+    others = torch.arange(len(one)) != best
+    torch.testing.assert_close(one.box_std[others], none.box_std[others])
+    torch.testing.assert_close(one.box_std[best], every.box_std[best])
+    assert (one.box_std[best] != none.box_std[best]).any()
+    for each in (none, one, every):
+        assert each.box_std.isfinite().all()
+        assert each.box_logprobs.isfinite().all()
+
+
+def test_describing_and_ranking_ask_f_once(model, pyramid, found):
+    model.density = FixedBoxDensity(side_std=0.04, quality_power=0.5)
+    rows = []
+    model.head.register_forward_hook(lambda *args: rows.append(len(args[2])))
+    refine_detections(
+        model, stages(uncertainty=True, rank=True), pyramid, found
+    )
+    assert sum(rows) == 9 * sum(map(len, found))
 
 
 def test_candidates_are_limited_to_the_best_scores(model, pyramid, found):
@@ -373,7 +406,7 @@ def test_boxes_that_f_is_not_asked_about_go_to_the_centre_of_the_prior(
     assert (none.bboxes[0] != none.initial_bboxes[0]).any()
     assert torch.equal(one.bboxes[1], none.bboxes[1])
     assert torch.equal(one.scores[1], none.scores[1])
-    assert torch.equal(one.scores[0], both.scores[0])
+    torch.testing.assert_close(one.scores[0], both.scores[0])
     assert one.scores[0] != none.scores[0]
 
 

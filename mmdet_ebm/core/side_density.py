@@ -1,0 +1,219 @@
+r"""The density of a box, taken apart into one density of each side.
+
+Near a placed box b, f is taken as quadratic in each side, and without mixed
+terms. With :math:`\delta` the position of a side relative to that of the
+prior's centre, in units of its size, the density of
+:class:`~mmdet_ebm.core.BoxDensity` then is a product of
+
+.. math:: p(\delta) \propto \exp\Big(\frac{g\,\ell(\delta - b)
+          - \tfrac{1}{2} h (\delta - b)^2}{T}\Big)\, t_\nu(\delta / s),
+
+with the slope g and the curvature h of f at b, and :math:`\ell` the identity
+that ends where f was looked at: what it says there is not carried on to where
+it was never asked. Nine evaluations of f give g and h of the four sides.
+Everything else is sums over the nodes of a grid, one grid for each side.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from ..ops import boxes_to_sides
+from .box_density import BoxDensity, BoxPrior, student_logprob
+from .quality import quality, side_iou
+from .types import LogDensityFn
+
+# Where a density without a prior is looked at: the reach of training noise.
+_LARGEST_STD = 0.15
+# Half of the nodes of a grid; the other half goes around the placed side.
+_NODES = 32
+
+
+@dataclass(frozen=True)
+class SideDensities:
+    """The densities of the four sides of R boxes.
+
+    Positions are relative to the prior's centres, in units of their sizes.
+
+    Attributes:
+        placed: (R, 4) the boxes, x1, y1, x2, y2.
+        nodes: (R, 4, M) rising positions.
+        logprob: (R, 4, M) normalised log-densities there.
+        mass: (R, 4, M) the probability around each node, of sum 1.
+        logprob_placed: (R, 4) log-densities at the boxes.
+    """
+
+    placed: Tensor
+    nodes: Tensor
+    logprob: Tensor
+    mass: Tensor
+    logprob_placed: Tensor
+
+    def std(self) -> Tensor:
+        """(R, 4) standard deviations."""
+        mean = (self.mass * self.nodes).sum(-1, keepdim=True)
+        variance = (self.mass * (self.nodes - mean).square()).sum(-1)
+        return variance.sqrt()
+
+    def quantiles(self, levels: Tensor) -> Tensor:
+        """Positions below which a share of the probability lies.
+
+        Args:
+            levels: (4, S) shares in [0, 1], for each side.
+
+        Returns:
+            (R, 4, S), between the first and the last node.
+        """
+        # Half of a node's mass lies on either side of it.
+        below = (self.mass.cumsum(-1) - self.mass / 2).contiguous()
+        levels = levels.to(below).expand(len(below), -1, -1).contiguous()
+        last = self.nodes.shape[-1] - 1
+        after = torch.searchsorted(below, levels).clamp(1, last)
+        low, high = below.gather(2, after - 1), below.gather(2, after)
+        share = (levels - low) / (high - low).clamp(
+            min=torch.finfo(low.dtype).tiny
+        )
+        first, second = (
+            self.nodes.gather(2, index) for index in (after - 1, after)
+        )
+        return first.lerp(second, share.clamp(0, 1))
+
+    def expected_quality(self, num_samples: int = 64) -> Tensor:
+        """(R,) expected quality of the boxes, between 0 and 1.
+
+        Args:
+            num_samples: Quasi-random samples of the true box, from the same
+                points for all boxes.
+        """
+        points = _uniform_samples(num_samples, self.placed.device)
+        true = self.quantiles(points)
+        worth = quality(side_iou(self.placed[..., None], true)).mean(-1)
+        return worth.nan_to_num(0.0)  # a box without a size
+
+
+def side_densities(
+    corners: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    density: BoxDensity,
+    prior: BoxPrior,
+) -> SideDensities:
+    """The densities of the sides of placed boxes.
+
+    Args:
+        corners: (R, 4) placed boxes b.
+        slope: (R, 4) of f there, from :func:`side_derivatives`; zero, as the
+            curvature, where the prior alone decides.
+        curvature: (R, 4) of -f there, not negative.
+        density: Its numbers.
+        prior: Of the R boxes.
+    """
+    reach = _reach(prior)[:, None, None]
+    # What is not a number says nothing; T may be infinite.
+    slope, curvature = (
+        (each / density.temperature).nan_to_num(0.0, 0.0, 0.0)
+        for each in (slope, curvature)
+    )
+    placed = boxes_to_sides(corners, prior.centres)
+    has_prior = not math.isinf(density.side_std)
+
+    def logdensity(sides: Tensor) -> Tensor:
+        move = sides - placed[..., None]
+        f = slope[..., None] * move.clamp(-reach, reach)
+        f = f - 0.5 * curvature[..., None] * move.square()
+        if has_prior:
+            z = sides / prior.std[:, None, None]
+            return f + student_logprob(z[..., None], density.dof)
+        # Without a prior, f counts within the reach of training noise.
+        return f.masked_fill(move.abs() > 3 * reach, -torch.inf)
+
+    std = prior.std[:, None] if has_prior else reach[..., 0]
+    # Of f and prior together, as if both were Gaussian.
+    sharpness = curvature + (density.dof + 1) / density.dof / std.square()
+    top = placed + (slope / sharpness).clamp(-std, std)
+    centre = torch.zeros_like(placed) if has_prior else placed
+    nodes, log_width = _nodes(centre, std, top, sharpness.rsqrt())
+    logprob = logdensity(nodes)
+    log_mass = logprob + log_width
+    log_normaliser = log_mass.logsumexp(-1, keepdim=True)
+    return SideDensities(
+        placed,
+        nodes,
+        logprob - log_normaliser,
+        (log_mass - log_normaliser).exp(),
+        (logdensity(placed[..., None]) - log_normaliser)[..., 0],
+    )
+
+
+def _reach(prior: BoxPrior) -> Tensor:
+    """(R,) how far from a box f is looked at, relative to its size."""
+    return prior.std.clamp(max=_LARGEST_STD)
+
+
+def _nodes(
+    first: Tensor, first_width: Tensor, second: Tensor, second_width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rising nodes (R, 4, M) around two centres, and the log of their widths.
+
+    Each half are points of equal mass of a Cauchy distribution, whose tails
+    are at least as heavy as those of the density. The width that a node
+    stands for is the inverse of both distributions' density there.
+    """
+    number = torch.arange(
+        1, _NODES + 1, dtype=first.dtype, device=first.device
+    )
+    # Shares of mass that differ, so that the nodes of both halves do.
+    z = [
+        (math.pi * (share - 0.5)).tan()
+        for share in ((number - 0.5) / _NODES, number / (_NODES + 1))
+    ]
+    centres, widths = (
+        [each[..., None] for each in pair]
+        for pair in ((first, second), (first_width, second_width))
+    )
+    grids = [c + w * steps for c, w, steps in zip(centres, widths, z)]
+    nodes = torch.cat(grids, -1).sort(-1).values
+    log_densities = [
+        -torch.log1p(((nodes - c) / w).square()) - w.log()
+        for c, w in zip(centres, widths)
+    ]
+    log_width = math.log(math.pi / _NODES) - torch.logaddexp(*log_densities)
+    return nodes, log_width
+
+
+def side_derivatives(
+    corner_logdensity_fn: LogDensityFn, corners: Tensor, prior: BoxPrior
+) -> tuple[Tensor, Tensor]:
+    """Slope and curvature of f along each side, by differences.
+
+    The points are half of the prior's deviation away, to either side.
+
+    Args:
+        corner_logdensity_fn: Corners (R, S, 4) -> f (R, S).
+        corners: (R, 4) where.
+        prior: Of these boxes; the sizes of its centres are the unit.
+
+    Returns:
+        Slopes (R, 4), and curvatures (R, 4) of -f, at least 0.
+    """
+    step = _reach(prior) / 2
+    size = (prior.centres[:, 2:] - prior.centres[:, :2]).repeat(1, 2)
+    move = (step[:, None] * size).diag_embed()  # (R, 4, 4)
+    middle = corners[:, None]
+    values = corner_logdensity_fn(
+        torch.cat([middle, middle + move, middle - move], 1)
+    )
+    at, up, down = values.split([1, 4, 4], 1)
+    slope = (up - down) / (2 * step[:, None])
+    curvature = (2 * at - up - down) / step[:, None].square()
+    return slope, curvature.clamp(min=0)
+
+
+@functools.cache
+def _uniform_samples(number: int, device: torch.device) -> Tensor:
+    points = SobolEngine(4, scramble=True, seed=0).draw(number)
+    return points.T.contiguous().to(device)
