@@ -9,6 +9,7 @@ class or function of this module here, which takes plain numbers only.
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from os.path import expanduser
 from pathlib import Path
@@ -50,11 +51,23 @@ def restrict_loading() -> None:
 
 
 def load_from_local(filename: str, map_location=None):
-    """mmengine's loader of local files; see there."""
+    """mmengine's loader of local files; see there.
+
+    Raises:
+        zipfile.BadZipFile: If the file is damaged. torch does not look at the
+            checksums that it writes, and gives other numbers.
+    """
+    path = expanduser(filename)
+    if zipfile.is_zipfile(path):  # not what old versions of torch wrote
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(
+                f'the file is damaged: {damaged} in it does not agree with '
+                'its checksum; copy or download it again'
+            )
     return _without_code(
-        torch.load(
-            expanduser(filename), map_location=map_location, weights_only=True
-        )
+        torch.load(path, map_location=map_location, weights_only=True)
     )
 
 

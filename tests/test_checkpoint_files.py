@@ -223,3 +223,23 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match='cannot be read as') as caught:
         load_checkpoint_file(tmp_path / 'a.pth')
     assert 'weights_only=False' not in str(caught.value)
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    """torch itself reads other numbers and says nothing."""
+    path = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=dict(weight=torch.full((100,), 7.0))), path)
+    content = path.read_bytes()
+    seven = np.float32(7).tobytes()
+    path.write_bytes(content.replace(seven, np.float32(8).tobytes(), 1))
+    read = torch.load(path, weights_only=True)['state_dict']['weight']
+    assert read[0] == 8
+    with pytest.raises(ValueError, match='damaged: .*checksum'):
+        load_checkpoint_file(path)
+
+
+def test_files_of_old_versions_of_torch_are_read(tmp_path):
+    path = tmp_path / 'old.pth'
+    weights = dict(state_dict=dict(weight=torch.ones(3)))
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    assert load_checkpoint_file(path)['state_dict']['weight'].sum() == 3

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmdet_ebm.apis import build_model, checks
+from mmdet_ebm.apis import build_model, checks, data_checks
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.engine.progress_hook import PassProgress
@@ -65,7 +65,8 @@ def main() -> None:
                 'the numbers of the density are in the config '
                 '(model.energy_model.density); leave it out to fit them'
             )
-        loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
+        with data_checks.naming_bad_annotations(cfg):
+            loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
         print(fit_model(model, PassProgress(loader, 'fit')))
         checkpoint = checks.load_checkpoint_file(args.checkpoint)
         checkpoint['state_dict'] = {

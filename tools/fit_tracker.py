@@ -8,8 +8,6 @@ numbers go into a file that tools/refine_tracks.py reads.
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import mmdet_ebm.process_settings  # noqa: F401
 
@@ -18,9 +16,15 @@ import mmdet_ebm.process_settings  # noqa: F401
 from mmengine.config import Config
 
 from mmdet_ebm.apis import checks
-from mmdet_ebm.apis.tracking import build_tracking_model, read_tracker
+from mmdet_ebm.apis.tracking import (
+    add_data_arguments,
+    add_model_arguments,
+    build_tracking_model,
+    read_tracker,
+    write_json,
+)
 from mmdet_ebm.evaluation import fit_tracker
-from mmdet_ebm.tracking import LAYOUTS, find_tracks
+from mmdet_ebm.tracking import find_tracks
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,10 +32,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
-    parser.add_argument('--data', required=True, help='folder of the tracks')
-    parser.add_argument('--layout', choices=list(LAYOUTS), default='otb')
+    add_model_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument(
         '--boxes',
         required=True,
@@ -39,7 +41,6 @@ def parse_args() -> argparse.Namespace:
         'of x, y, w, h counted from 1',
     )
     parser.add_argument('--out', required=True, help='JSON file to write')
-    parser.add_argument('--device', default='cpu')
     return parser.parse_args()
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         tracks = find_tracks(args.data, args.layout, cfg.get('held_out'))
         boxes = read_tracker(args.boxes, tracks)
         fit = fit_tracker(model, tracks, boxes)
-    Path(args.out).write_text(json.dumps(fit.numbers, indent=1))
+    write_json(args.out, fit.numbers)
     print(fit)
 
 

@@ -11,7 +11,6 @@ counted from 1, and figures.json with the figures before and after.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import mmdet_ebm.process_settings  # noqa: F401
@@ -23,13 +22,15 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.tracking import (
+    add_data_arguments,
+    add_model_arguments,
     build_tracking_model,
+    read_density,
     read_tracker,
     write_comparison,
 )
 from mmdet_ebm.models.trackers import TrackRefiner
 from mmdet_ebm.tracking import (
-    LAYOUTS,
     OPENCV_TRACKERS,
     OpenCVTracker,
     evaluate_boxes,
@@ -43,10 +44,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
-    parser.add_argument('--data', required=True, help='folder of sequences')
-    parser.add_argument('--layout', choices=list(LAYOUTS), default='otb')
+    add_model_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument('--names', nargs='+', help='only these sequences')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -73,7 +72,6 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='also write NAME_std.txt: standard deviations of the sides',
     )
-    parser.add_argument('--device', default='cpu')
     return parser.parse_args()
 
 
@@ -82,7 +80,7 @@ def main() -> None:
     with checks.exit_with_message():
         model = build_tracking_model(args.config, args.checkpoint, args.device)
         if args.density:
-            numbers = json.loads(Path(args.density).read_text())
+            numbers = read_density(args.density)
             model.energy_model.density.set_numbers(**numbers)
         tracks = find_tracks(args.data, args.layout, args.names)
         if args.boxes:

@@ -157,7 +157,8 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         data_checks.require_files(cfg, ['test'])
         runner = screen.build_runner(cfg, verbose)
         checks.require_weights(runner.model, cfg.load_from)
-        data_checks.require_classes_of_data(runner, 'test')
+        with data_checks.naming_bad_annotations(cfg):
+            data_checks.require_classes_of_data(runner, 'test')
     return runner
 
 

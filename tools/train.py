@@ -119,7 +119,8 @@ def build_config(args: argparse.Namespace) -> Config:
     ):
         # Nothing to resume yet: start from load_from, which an energy model
         # on a frozen detector cannot do without.
-        latest = latest_checkpoint(cfg.work_dir)
+        with checks.exit_with_message():
+            latest = latest_checkpoint(cfg.work_dir)
         cfg.resume = latest is not None
         cfg.load_from = latest or cfg.get('load_from')
     elif args.resume is not None:
@@ -160,7 +161,10 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
             checks.require_weights(
                 runner.model, cfg.load_from, detector_only=True
             )
-        data_checks.require_classes_of_data(runner, 'train')
+        with data_checks.naming_bad_annotations(cfg):
+            data_checks.require_classes_of_data(runner, 'train')
+            if cfg.get('val_cfg'):
+                data_checks.require_classes_of_data(runner, 'val')
     if removed:
         runner.logger.info(
             f'Taken out of the training pipeline: {", ".join(removed)}. The '

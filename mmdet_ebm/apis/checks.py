@@ -111,10 +111,11 @@ def require_weights(
             "detector's config, or switch all stages of its refinement off "
             f'(--cfg-options {" ".join(f"{s}=False" for s in switches)})'
         )
+    may_lack = isinstance(model, EnergyDetector) and not needs_energy
     complaints = [
         complaint
         for complaint in _load(model, state)
-        if needs_energy or not complaint.startswith(ENERGY_MODEL)
+        if not (may_lack and complaint.startswith(ENERGY_MODEL))
     ]
     if not complaints:
         _require_finite(checkpoint, state)

@@ -6,12 +6,14 @@ Each check raises a ValueError that names the fault and a way to correct it.
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..datasets.coco_check import read_coco
 from .checks import listed, require_classes
 
 
@@ -63,6 +65,31 @@ def _require_categories(dataset_configs: dict[str, dict]) -> None:
                 f'have: {listed(lacking)}. It has {listed(found)}; set '
                 'metainfo = dict(classes=(...)) of the dataset to those names'
             )
+
+
+@contextmanager
+def naming_bad_annotations(config: Config) -> Iterator[None]:
+    """Name the annotation file that made the block fail, if one did.
+
+    pycocotools and mmdet say only where they were when it happened. Files are
+    looked at after a failure alone: those of COCO take long to read.
+
+    Args:
+        config: With ``<split>_dataloader`` and ``<split>_evaluator``.
+    """
+    try:
+        yield
+    except Exception as error:
+        for split in ('train', 'val', 'test'):
+            for kind, path, where in _needed_files(config, split):
+                if kind == 'annotation file' and path.endswith('.json'):
+                    try:
+                        read_coco(Path(path))
+                    except ValueError as fault:
+                        raise ValueError(f'{fault} ({where})') from error
+                    except OSError:  # perhaps of a split that is not used
+                        continue
+        raise
 
 
 def require_files(config: Config, splits: Iterable[str]) -> None:

@@ -1,24 +1,27 @@
 """What the command lines of tracking share."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from boltons.fileutils import atomic_save
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..models import TargetConditionalEnergy
 from ..tracking import (
+    LAYOUTS,
     SOTFigures,
     Track,
     bootstrap_interval,
     mean_figures,
     read_boxes,
 )
-from .checks import load_checkpoint_file, require_registered
+from .checks import require_registered, require_weights
 
 FIGURES = ('auc', 'precision', 'norm_precision')
 
@@ -37,7 +40,8 @@ def build_tracking_model(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If config and checkpoint do not go together.
+        ValueError: If config and checkpoint do not go together, or weights
+            are not finite.
     """
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -48,15 +52,56 @@ def build_tracking_model(
             'expected the config of a TargetConditionalEnergy, got that of a '
             f'{type(model).__name__}'
         )
-    try:
-        model.load_state_dict(load_checkpoint_file(checkpoint)['state_dict'])
-    except RuntimeError as error:
-        raise ValueError(
-            f'{checkpoint} holds the weights of another model: {error}'
-        ) from error
+    require_weights(model, checkpoint)
     model.to(device)
     model.eval()
     return model
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Config, checkpoint and device."""
+    parser.add_argument('config', help='config file of the energy model')
+    parser.add_argument('checkpoint', help='its checkpoint file')
+    parser.add_argument(
+        '--device', default='cpu', help='for example cuda:0 (default: cpu)'
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where sequences are."""
+    parser.add_argument('--data', required=True, help='folder of sequences')
+    parser.add_argument(
+        '--layout',
+        choices=list(LAYOUTS),
+        default='otb',
+        help='how they lie there (default: otb)',
+    )
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a file that is complete or not there."""
+    with atomic_save(str(path), text_mode=True, overwrite_part=True) as file:
+        json.dump(content, file, indent=1)
+
+
+def read_density(path: str | Path) -> dict[str, float]:
+    """The numbers that tools/fit_tracker.py wrote.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        numbers = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON file: {error}') from error
+    if not isinstance(numbers, dict) or not all(
+        isinstance(value, float) for value in numbers.values()
+    ):
+        raise ValueError(
+            f'{path} should hold numbers by name, as tools/fit_tracker.py '
+            'writes them'
+        )
+    return numbers
 
 
 def read_tracker(
@@ -131,5 +176,5 @@ def write_comparison(
             for name in before
         },
     )
-    Path(path).write_text(json.dumps(content, indent=1))
+    write_json(path, content)
     return '\n'.join(lines)

@@ -88,23 +88,38 @@ def check_coco_split(
     return report
 
 
+def read_coco(path: Path) -> dict:
+    """The content of a COCO annotation file.
+
+    Raises:
+        ValueError: If it is no JSON file, or lacks a list of images,
+            annotations or categories. Their entries are not checked.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f'{path} is no JSON file, or is cut off: {error}'
+        ) from error
+    needed = ('images', 'annotations', 'categories')
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in needed
+    ):
+        raise ValueError(
+            f'{path} must hold lists of {", ".join(needed)}; '
+            'is it a file of annotations of objects?'
+        )
+    return content
+
+
 def _read(path: Path, report: SplitReport) -> dict | None:
     if not path.is_file():
         report.errors.append(f'there is no {path}')
         return None
     try:
-        content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        report.errors.append(f'{path} is no JSON file, or is cut off: {error}')
-        return None
-    needed = ('images', 'annotations', 'categories')
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in needed
-    ):
-        report.errors.append(
-            f'{path} must hold lists of {", ".join(needed)}; '
-            'is it a file of annotations of objects?'
-        )
+        content = read_coco(path)
+    except ValueError as error:
+        report.errors.append(str(error))
         return None
     for key, needed_fields in _FIELDS.items():
         entries = content[key]

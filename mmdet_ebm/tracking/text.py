@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from boltons.fileutils import atomic_save
 
 
 def read_boxes(path: str | Path, first_pixel: int) -> np.ndarray:
@@ -58,6 +59,7 @@ def write_boxes(
     path.parent.mkdir(parents=True, exist_ok=True)
     first, last = corners[:, :2], corners[:, 2:]
     rows = np.hstack([first + first_pixel, last - first])
-    path.write_text(
-        ''.join(','.join(f'{v:.2f}' for v in row) + '\n' for row in rows)
-    )
+    # Complete or not there: a file that is there counts as done.
+    with atomic_save(str(path), text_mode=True, overwrite_part=True) as file:
+        for row in rows:
+            file.write(','.join(f'{v:.2f}' for v in row) + '\n')

@@ -55,6 +55,18 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path, damage):
         assert latest_checkpoint(tmp_path) == str(first)
 
 
+def test_a_folder_of_damaged_checkpoints_is_no_new_training(tmp_path):
+    """It would overwrite what might be saved."""
+    for i in (5, 10):
+        checkpoint(tmp_path, i).write_bytes(b'no checkpoint')
+        os.utime(tmp_path / f'iter_{i}.pth', (i, i))
+    for record in (None, 'gone.pth'):
+        if record:
+            (tmp_path / 'last_checkpoint').write_text(record)
+        with pytest.raises(ValueError, match='none of the 2 .*iter_10.pth'):
+            latest_checkpoint(tmp_path)
+
+
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'iter_1.pth'
     backend = AtomicLocalBackend()

@@ -131,6 +131,35 @@ def test_boxes_are_fitted_and_refined(files, monkeypatch, capsys):
     assert gain['low'] <= gain['gain'] <= gain['high']
 
 
+@pytest.mark.parametrize('content', ['{"temperature": ', '[1]', '{"a": "b"}'])
+def test_a_bad_file_of_numbers_is_named(files, monkeypatch, content):
+    density = files / 'density.json'
+    density.write_text(content)
+    more = ('--density', density, '--out', files / 'out')
+    with pytest.raises(SystemExit, match='density.json'):
+        run_tool(monkeypatch, 'refine_tracks', *arguments(files, *more))
+
+
+def test_weights_that_are_not_finite_or_missing_are_refused(
+    files, monkeypatch
+):
+    whole = torch.load(files / 'model.pth', weights_only=False)
+    name = next(
+        n
+        for n, value in whole['state_dict'].items()
+        if n.startswith('energy_model') and n.endswith('weight')
+    )
+    for spoil, message in (
+        (lambda state: state[name].fill_(torch.nan), 'NaN or infinite'),
+        (lambda state: state.pop(name), f'{name} is not in the checkpoint'),
+    ):
+        spoil(whole['state_dict'])
+        torch.save(whole, files / 'model.pth')
+        more = ('--out', files / 'out')
+        with pytest.raises(SystemExit, match=message):
+            run_tool(monkeypatch, 'refine_tracks', *arguments(files, *more))
+
+
 def test_true_boxes_after_the_first_frame_change_nothing(files, monkeypatch):
     outputs = []
     for corrupted in (False, True):
