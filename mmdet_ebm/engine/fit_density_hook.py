@@ -21,17 +21,14 @@ class FitDensityHook(Hook):
     nothing happens. ``tools/fit_density.py`` does the same for a checkpoint.
     """
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Fit after the last epoch."""
-        if runner.epoch + 1 == runner.max_epochs:
-            self._fit(runner)
-
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
     ) -> None:
-        """Fit after the last iteration, where there are no epochs."""
-        by_iterations = 'Iter' in type(runner.train_loop).__name__
-        if by_iterations and runner.iter + 1 == runner.max_iters:
+        """Fit after the last iteration.
+
+        Not after the last epoch: a checkpoint may be written before that.
+        """
+        if runner.iter + 1 == runner.max_iters:
             self._fit(runner)
 
     def _fit(self, runner: Runner) -> None:
