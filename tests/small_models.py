@@ -35,6 +35,8 @@ def shrink(model_cfg, channels=8):
         cfg.detector = shrink(cfg.detector, channels)
         _shrink_energy_model(cfg.energy_model)
         return cfg
+    if cfg.type == 'YOLOX':  # nano is small enough
+        return cfg
     cfg.backbone.update(depth=18, base_channels=4, init_cfg=None)
     widths = [4, 8, 16, 32]
     cfg.neck.in_channels = [widths[i] for i in cfg.backbone.out_indices]
@@ -80,6 +82,8 @@ def _shrink_energy_model(cfg):
     cfg.setdefault('head', {}).update(fc_out_channels=16)
     if 'num_samples' in cfg.loss:
         cfg.loss.num_samples = 8
+    if cfg.loss.get('sigmas') == 'measured':  # there is nothing to measure
+        cfg.loss.sigmas = (0.05, 0.1)
 
 
 def num_classes(model_cfg):

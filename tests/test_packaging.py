@@ -102,9 +102,9 @@ def test_a_pattern_picks_configs(monkeypatch, capsys, pattern):
 
 
 def test_a_pattern_that_fits_nothing_is_an_error(monkeypatch, capsys):
-    assert run(monkeypatch, 'configs', 'yolo') == 1
+    assert run(monkeypatch, 'configs', 'centernet') == 1
     output = capsys.readouterr()
-    assert output.out == '' and "'yolo'" in output.err
+    assert output.out == '' and "'centernet'" in output.err
 
 
 @pytest.mark.parametrize(
