@@ -85,9 +85,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=50
-    ),
+    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs,
