@@ -1,5 +1,7 @@
 """Shared fixtures; models and data are in ``small_models``."""
 
+import logging
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -26,3 +28,10 @@ def _reproducible():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     init_default_scope('mmdet')
+
+
+@pytest.fixture(autouse=True)
+def _audible_logs():
+    """Commands silence logs until their process ends."""
+    yield
+    logging.disable(logging.NOTSET)
