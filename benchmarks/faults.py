@@ -160,18 +160,27 @@ class Bench:
             'train', self.config, '--work-dir', work_dir, *more, stage=stage
         )
 
-    def infer(self, out: Path) -> list[str]:
-        """The command of a run over the test images."""
-        return self.command(
-            'infer',
-            self.config,
-            self.folder / 'whole/iter_12.pth',
-            self.folder / 'photos',
-            '--out-dir',
-            out,
-            '--device',
-            'cpu',
+    def infer(self, out: Path) -> subprocess.CompletedProcess:
+        """A run over the test images."""
+        return self.run('infer', *self._of_inference(out))
+
+    def start_inference(self, out: Path, stderr: int) -> subprocess.Popen:
+        """The same, without waiting for its end."""
+        return subprocess.Popen(
+            self.command('infer', *self._of_inference(out)),
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
         )
+
+    def _of_inference(self, out: Path) -> list[object]:
+        checkpoint = self.folder / 'whole/iter_12.pth'
+        photos = self.folder / 'photos'
+        return [
+            *(self.config, checkpoint, photos),
+            *('--out-dir', out, '--device', 'cpu'),
+        ]
 
 
 def require_success(done: subprocess.CompletedProcess, what: str) -> None:
@@ -189,6 +198,12 @@ def require_same_weights(work_dir: Path, whole: Path) -> None:
         require(torch.equal(ours['state_dict'][name], value), f'other {name}')
 
 
+def resume(bench: Bench, work_dir: Path) -> None:
+    """Go on, and compare with the unbroken run."""
+    require_success(bench.train(work_dir, '--resume'), 'the second run')
+    require_same_weights(work_dir, bench.folder / 'whole')
+
+
 def killed_training(stage: str) -> Callable[[Bench, Path], str]:
     def case(bench: Bench, work_dir: Path) -> str:
         done = bench.train(work_dir, stage=stage)
@@ -197,8 +212,7 @@ def killed_training(stage: str) -> Callable[[Bench, Path], str]:
             f'it was not killed, but ended with {done.returncode}',
         )
         left = latest_checkpoint(str(work_dir))
-        require_success(bench.train(work_dir, '--resume'), 'the second run')
-        require_same_weights(work_dir, bench.folder / 'whole')
+        resume(bench, work_dir)
         return f'resumed from {Path(left).name}' if left else 'began anew'
 
     return case
@@ -207,8 +221,7 @@ def killed_training(stage: str) -> Callable[[Bench, Path], str]:
 def worker_dies(bench: Bench, work_dir: Path) -> str:
     done = bench.train(work_dir, stage='a worker dies')
     require(done.returncode not in (0, None), 'nothing was said')
-    require_success(bench.train(work_dir, '--resume'), 'the second run')
-    require_same_weights(work_dir, bench.folder / 'whole')
+    resume(bench, work_dir)
     return done.stderr.strip().splitlines()[-1][:60]
 
 
@@ -219,8 +232,7 @@ def clock_set_back(bench: Bench, work_dir: Path) -> str:
     require(newest is not None, 'there is no checkpoint')
     os.utime(newest, (1, 1))
     require(latest_checkpoint(str(work_dir)) == newest, 'an older one is used')
-    require_success(bench.train(work_dir, '--resume'), 'the second run')
-    require_same_weights(work_dir, bench.folder / 'whole')
+    resume(bench, work_dir)
     return f'resumed from {Path(newest).name}'
 
 
@@ -251,8 +263,7 @@ def full_disk_of_training(bench: Bench, work_dir: Path) -> str:
         left = latest_checkpoint(str(work_dir))
         require(left is not None, 'no checkpoint is whole')
         enlarge(work_dir)
-        require_success(bench.train(work_dir, '--resume'), 'the second run')
-        require_same_weights(work_dir, bench.folder / 'whole')
+        resume(bench, work_dir)
     return f'resumed from {Path(str(left)).name}'
 
 
@@ -274,13 +285,7 @@ def require_same_predictions(bench: Bench, out: Path) -> None:
 
 
 def finish(bench: Bench, out: Path) -> None:
-    done = subprocess.run(
-        bench.infer(out),
-        env=bench.environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = bench.infer(out)
     require_success(done, 'the last run')
     require_same_predictions(bench, out)
 
@@ -289,12 +294,7 @@ def killed_inference(bench: Bench, out: Path) -> str:
     """Several times, at other images, until all are done."""
     kills = 0
     for least in (1, 6, 13, 20):
-        process = subprocess.Popen(
-            bench.infer(out),
-            env=bench.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = bench.start_inference(out, subprocess.DEVNULL)
         ledger = out / 'images.jsonl'
         while process.poll() is None:
             lines = ledger.read_bytes().count(b'\n') if ledger.exists() else 0
@@ -309,16 +309,7 @@ def killed_inference(bench: Bench, out: Path) -> str:
 
 
 def two_at_once(bench: Bench, out: Path) -> str:
-    processes = [
-        subprocess.Popen(
-            bench.infer(out),
-            env=bench.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    processes = [bench.start_inference(out, subprocess.PIPE) for _ in range(2)]
     codes = []
     for process in processes:
         _, errors = process.communicate(timeout=600)
@@ -333,13 +324,7 @@ def full_disk_of_inference(bench: Bench, out: Path) -> str:
     whole = bench.folder / 'predictions'
     size = sum(p.stat().st_size for p in whole.rglob('*') if p.is_file())
     with small_disk(out, size // 2):
-        done = subprocess.run(
-            bench.infer(out),
-            env=bench.environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = bench.infer(out)
         require(done.returncode not in (0, None), 'it all went on the disk')
         require('Traceback' not in done.stderr, 'a traceback')
         enlarge(out)
@@ -367,12 +352,7 @@ def prepare(bench: Bench) -> None:
     for path in (bench.folder / 'digits/images').glob('test_*.png'):
         shutil.copy(path, photos)
     require_success(bench.train(bench.folder / 'whole'), 'the unbroken run')
-    done = subprocess.run(
-        bench.infer(bench.folder / 'predictions'),
-        env=bench.environment,
-        capture_output=True,
-        text=True,
-    )
+    done = bench.infer(bench.folder / 'predictions')
     require_success(done, 'the unbroken inference')
 
 
