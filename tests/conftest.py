@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 
@@ -32,6 +33,11 @@ def _reproducible():
 
 @pytest.fixture(autouse=True)
 def _audible_logs():
-    """Commands silence logs until their process ends."""
+    """Commands silence logs until their process ends.
+
+    And runners of one config which start within a second share a logger,
+    which writes to the screen of the first.
+    """
+    MMLogger._instance_dict.clear()
     yield
     logging.disable(logging.NOTSET)
