@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from ..core import BoxPrior
-from ..ops import Boxes, boxes_to_relative, clip_boxes, relative_to_boxes
+from ..ops import (
+    Boxes,
+    boxes_to_relative,
+    boxes_to_sides,
+    clip_boxes,
+    relative_to_boxes,
+)
 from .detectors import Detected
 from .detectors.refinement import prior_of
 from .energy_model import EnergyModel
@@ -45,6 +51,62 @@ class EnergyMap:
     std: Tensor
 
 
+@dataclass(frozen=True)
+class BoxReadings:
+    """What the density of one detection says of B boxes.
+
+    Attributes:
+        logdensity: (B,) f.
+        logprob: (B,) normalised log-densities, relative to the size of the
+            refined box; the normaliser is that of the densities of sides.
+        quality: (B,) expected qualities, between 0 and 1.
+    """
+
+    logdensity: Tensor
+    logprob: Tensor
+    quality: Tensor
+
+
+@torch.no_grad()
+def read_boxes(
+    energy_model: EnergyModel,
+    found: Detected,
+    image: int,
+    detection: int,
+    boxes: Tensor,
+) -> BoxReadings:
+    """Ask the density of one detection about any boxes.
+
+    Args:
+        energy_model: The detector's energy model.
+        found: What ``EnergyDetector.detect`` found in the batch.
+        image: Which image of the batch.
+        detection: Which of its detections.
+        boxes: (B, 4) corners in network-input pixels.
+
+    Raises:
+        IndexError: If there is no such detection.
+    """
+    start, prior = _start_and_prior(energy_model, found, image, detection)
+    placed = found.instances[image].bboxes[detection][None]
+    f = energy_model.corner_logdensity_fn(found.pyramid, start)
+    with_placed = torch.cat([placed, boxes.to(placed)])[None]
+    values = f(with_placed)[0]
+    density = energy_model.density
+    logprob = values / density.temperature
+    logprob = logprob + density.logprior(prior, with_placed)[0]
+    end = replace(start, corners=placed)
+    sides = energy_model.side_densities(found.pyramid, end, prior)
+    known = energy_model.uncertainty_of(sides, end, prior)
+    offset = known.logprob[0] - logprob[0]
+    there = boxes_to_sides(with_placed[0, 1:], prior.centres)
+    return BoxReadings(
+        values[1:],
+        logprob[1:] + offset,
+        replace(sides, placed=there).expected_quality(),
+    )
+
+
 @torch.no_grad()
 def compute_energy_map(
     energy_model: EnergyModel,
@@ -67,11 +129,6 @@ def compute_energy_map(
     Raises:
         IndexError: If there is no such detection.
     """
-    number = len(found.instances[image])
-    if not 0 <= detection < number:
-        raise IndexError(
-            f'there is no detection {detection}: the image has {number}'
-        )
     pyramid = found.pyramid
     start, prior, path = _ascent_path(energy_model, found, image, detection)
     end = path[-1:]
@@ -126,19 +183,27 @@ def _ascent_path(
     energy_model: EnergyModel, found: Detected, image: int, detection: int
 ) -> tuple[Boxes, BoxPrior, Tensor]:
     """The box that an ascent started from, its prior and corners (P, 4)."""
-    instances = found.instances[image]
-    climbed = 'initial_bboxes' in instances
-    row = slice(detection, detection + 1)
-    prior = prior_of(energy_model.density, [instances[row]])
-    start = Boxes(
-        prior.centres,
-        instances.labels[row],
-        torch.full_like(instances.labels[row], image),
-        (1,),
-    )
-    if not climbed:
+    start, prior = _start_and_prior(energy_model, found, image, detection)
+    if 'initial_bboxes' not in found.instances[image]:
         return start, prior, start.corners
     refined = energy_model.refine(found.pyramid, start, prior)
     path = refined.info.trajectory[:, 0]
     index = start.image_index.expand(len(path))
     return start, prior, clip_boxes(path, index, found.pyramid.image_sizes)
+
+
+def _start_and_prior(
+    energy_model: EnergyModel, found: Detected, image: int, detection: int
+) -> tuple[Boxes, BoxPrior]:
+    """The centre of a detection's prior, and the prior."""
+    instances = found.instances[image]
+    if not 0 <= detection < len(instances):
+        raise IndexError(
+            f'there is no detection {detection}: the image has '
+            f'{len(instances)}'
+        )
+    row = slice(detection, detection + 1)
+    prior = prior_of(energy_model.density, [instances[row]])
+    labels = instances.labels[row]
+    index = torch.full_like(labels, image)
+    return Boxes(prior.centres, labels, index, (1,)), prior

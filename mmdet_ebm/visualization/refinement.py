@@ -23,6 +23,7 @@ def draw_refinement(
     classes: Sequence[str],
     score_thr: float = 0.3,
     compare: bool = True,
+    colour: tuple[int, int, int] = AFTER_COLOUR,
 ) -> np.ndarray:
     """Draw boxes after refinement (solid, green) and before (dashed, orange).
 
@@ -35,6 +36,7 @@ def draw_refinement(
         classes: Names of the labels.
         score_thr: Class score from which a box is drawn.
         compare: Whether to draw ``initial_bboxes``.
+        colour: RGB of ``bboxes``.
 
     Returns:
         The picture (H', W', 3), uint8 RGB.
@@ -43,7 +45,7 @@ def draw_refinement(
     shown = shown[shown.scores.argsort()]  # the highest score on top
     if 'masks' in shown and len(shown) > 0:
         image = _tinted(image, np.asarray(shown.masks).any(0))
-    picture, zoom = _zoomed(image)
+    picture, zoom = zoomed(image)
     visualizer = Visualizer(image=picture)
     # Lines and letters grow with the picture.
     scale = max(1.0, max(picture.shape) / 800)
@@ -60,7 +62,7 @@ def draw_refinement(
             _draw_bands(visualizer, bands)
         visualizer.draw_bboxes(
             zoom * shown.bboxes,
-            edge_colors=AFTER_COLOUR,
+            edge_colors=colour,
             line_widths=2 * scale,
         )
         texts = [
@@ -112,7 +114,7 @@ def _draw_bands(visualizer: Visualizer, bands: torch.Tensor) -> None:
         )
 
 
-def _zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+def zoomed(image: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
     """The image in the picture's size, and the factor on (K, 4) corners."""
     height, width = image.shape[:2]
     longer = max(height, width)

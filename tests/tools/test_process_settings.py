@@ -17,6 +17,7 @@ SETTINGS = 'mmdet_ebm.process_settings'
         'tools/train.py',
         'tools/test.py',
         'tools/infer.py',
+        'tools/explore.py',
         'tools/fit_density.py',
         'tools/fit_tracker.py',
         'tools/refine_tracks.py',

@@ -11,18 +11,11 @@ import argparse
 from pathlib import Path
 
 import mmcv
-import numpy as np
-import torch
-from mmcv.transforms import Compose
-from mmdet.structures import DetDataSample
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.dataset import pseudo_collate
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.engine.config_options import ConfigOptions
-from mmdet_ebm.models import EnergyDetector
-from mmdet_ebm.models.detectors import Detected
+from mmdet_ebm.explorer.look import detect
 from mmdet_ebm.models.energy_map import compute_energy_map
 from mmdet_ebm.visualization import EnergyMapFigure
 
@@ -75,19 +68,6 @@ def parse_args() -> argparse.Namespace:
     if not Path(args.image).is_file():
         parser.error(f'no image at {args.image}')
     return args
-
-
-@torch.no_grad()
-def detect(
-    model: EnergyDetector, image: np.ndarray
-) -> tuple[Detected, DetDataSample]:
-    """What is found in one image (H, W, 3), as the config prepares it."""
-    steps = get_test_pipeline_cfg(model.cfg)
-    steps[0] = dict(type='mmdet.LoadImageFromNDArray')
-    batch = pseudo_collate([Compose(steps)(dict(img=image, img_id=0))])
-    data = model.data_preprocessor(batch, False)
-    samples = data['data_samples']
-    return model.detect(data['inputs'], samples), samples[0]
 
 
 def draw(args: argparse.Namespace) -> None:
