@@ -14,12 +14,11 @@ default.
 """
 
 import argparse
-import contextlib
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,31 +32,13 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.core import BoxDensity, FixedBoxDensity
+from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
-from mmdet_ebm.evaluation.bootstrap import METRICS
-from mmdet_ebm.models import EnergyDetector
+from mmdet_ebm.evaluation.bootstrap import METRICS, coco_results
+from mmdet_ebm.evaluation.stages import Stage, used
 
-from .files import coco_results, mean_and_range, table, write_json
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One way to use an energy model.
-
-    Attributes:
-        switches: Of the model's ``Refinement``.
-        density: In place of the fitted one.
-        ascent: Changes to the ascent.
-        dtype: Precision of the head.
-    """
-
-    switches: Mapping[str, bool]
-    density: BoxDensity | None = None
-    ascent: Mapping[str, object] = field(default_factory=dict)
-    dtype: torch.dtype | None = None
-
+from .files import mean_and_range, table, write_json
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
 _PUBLISHED = dict(num_steps=10, step_rule='decay')
@@ -147,25 +128,6 @@ def needs_candidates(stage: Stage) -> bool:
     """Whether it needs the boxes before NMS."""
     votes = stage.density is not None and stage.density.vote_share > 0
     return stage.switches['energy_nms'] or votes
-
-
-@contextlib.contextmanager
-def used(model: EnergyDetector, stage: Stage) -> Iterator[None]:
-    """The model works like this inside."""
-    energy_model = model.energy_model
-    names = ('ascent', 'density', 'inference_dtype')
-    usual = {name: getattr(energy_model, name) for name in names}
-    refinement = model.refinement
-    try:
-        model.refinement = replace(refinement, **stage.switches)
-        energy_model.ascent = replace(energy_model.ascent, **stage.ascent)
-        energy_model.density = stage.density or energy_model.density
-        energy_model.inference_dtype = stage.dtype
-        yield
-    finally:
-        model.refinement = refinement
-        for name, value in usual.items():
-            setattr(energy_model, name, value)
 
 
 def detect(

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from boltons.fileutils import atomic_save, mkdir_p
-from mmengine.structures import InstanceData
 from tabulate import tabulate
 
 from mmdet_ebm.engine import experiments
@@ -33,24 +32,6 @@ def small_config_file(
     """A config of the small data sets: of a plain detector without a kind."""
     kind = f'{kind}_' if kind else ''
     return ROOT / f'configs/{data}/{detector}_r18-half_{kind}{data}.py'
-
-
-def coco_results(
-    image_id: int, instances: InstanceData, cat_ids: Sequence[int]
-) -> list[dict]:
-    """Detections of one image in COCO's result format."""
-    found = instances.cpu()
-    return [
-        dict(
-            image_id=image_id,
-            score=score,
-            category_id=cat_ids[label],
-            bbox=[x1, y1, x2 - x1, y2 - y1],
-        )
-        for (x1, y1, x2, y2), score, label in zip(
-            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
-        )
-    ]
 
 
 def table(rows: Iterable[Sequence], headers: Sequence[str]) -> str:

@@ -19,11 +19,12 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from mmdet_ebm.evaluation import MatchedDetections
+from mmdet_ebm.evaluation.bootstrap import coco_results
 from mmdet_ebm.models import EnergyModel, Refinement
 from mmdet_ebm.models.detectors import refine_detections
 from mmdet_ebm.models.detectors.refinement import to_original_frame
 
-from .files import coco_results, small_config_file, train_once
+from .files import small_config_file, train_once
 
 
 class FrozenDetector:

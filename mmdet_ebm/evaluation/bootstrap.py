@@ -10,11 +10,30 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 METRICS = ('AP', 'AP50', 'AP75', 'AP90')
+
+
+def coco_results(
+    image_id: int, instances: InstanceData, cat_ids: Sequence[int]
+) -> list[dict]:
+    """Detections of one image in COCO's result format."""
+    found = instances.cpu()
+    return [
+        dict(
+            image_id=image_id,
+            score=score,
+            category_id=cat_ids[label],
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+        )
+        for (x1, y1, x2, y2), score, label in zip(
+            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
+        )
+    ]
 
 
 class MatchedDetections:

@@ -273,7 +273,7 @@ class _Page:
     def click(
         self, look: Look | None, threshold: float, event: gradio.SelectData
     ) -> list[Any]:
-        """A box was clicked in a picture; beside the boxes, nothing changes."""
+        """A box was clicked in a picture; elsewhere, nothing changes."""
         number = None
         if look is not None:
             _, zoom = zoomed(look.image)

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
+from mmdet_ebm.evaluation.bootstrap import coco_results
 from studies import compare_stages
 
 from ..helpers import run_tool
@@ -392,3 +393,79 @@ def test_bccd_trains_from_real_images(monkeypatch, tmp_path):
         f'load_from={tmp_path}/plain/epoch_1.pth',
     )
     assert (tmp_path / 'energy/epoch_1.pth').exists()
+
+
+def test_tuning_tells_the_worth_of_choices_and_writes_a_config(
+    trained, monkeypatch, tmp_path, capsys
+):
+    arguments = [
+        trained['energy'],
+        trained['checkpoint'],
+        '--out',
+        tmp_path / 'new/tuned.py',
+        '--resamples',
+        '5',
+    ]
+    run_tool(monkeypatch, 'tune', *arguments)
+    shown = capsys.readouterr().out
+    assert '| choice ' in shown and 'detector alone' in shown
+    tuned = Config.fromfile(tmp_path / 'new/tuned.py')
+    assert tuned.model.type == 'EnergyDetector'
+    report = json.loads((tmp_path / 'new/tuned.json').read_text())
+    assert {'as it is now', 'detector alone', 'votes 0.5'} <= set(
+        report['trials']
+    )
+    assert not list(tmp_path.glob('new/*.jsonl'))
+    run_tool(
+        monkeypatch,
+        'test',
+        tmp_path / 'new/tuned.py',
+        trained['checkpoint'],
+        '--work-dir',
+        tmp_path,
+    )
+
+
+def test_interrupted_tuning_goes_on_where_it_was(
+    trained, monkeypatch, tmp_path
+):
+    arguments = [
+        trained['energy'],
+        trained['checkpoint'],
+        '--out',
+        tmp_path / 'tuned.py',
+        '--resamples',
+        '5',
+    ]
+    run_tool(monkeypatch, 'tune', *arguments)
+    whole = (tmp_path / 'tuned.json').read_text()
+    seen = []
+
+    def interrupted(image_id, *arguments):
+        seen.append(image_id)
+        if len(set(seen)) > 2:
+            raise KeyboardInterrupt
+        return coco_results(image_id, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            'mmdet_ebm.evaluation.bootstrap.coco_results', interrupted
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_tool(monkeypatch, 'tune', *arguments)
+    store = tmp_path / 'tuned.jsonl'
+    assert len(store.read_text().splitlines()) == 3  # and what they are of
+    with open(store, 'a') as file:
+        file.write('{"image": 3, "res')  # cut in the middle
+    done = set(seen[:-1])
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            'mmdet_ebm.evaluation.bootstrap.coco_results',
+            lambda image_id, *rest: (
+                seen.append(image_id) or coco_results(image_id, *rest)
+            ),
+        )
+        run_tool(monkeypatch, 'tune', *arguments)
+    assert seen and not done & set(seen)
+    assert (tmp_path / 'tuned.json').read_text() == whole
