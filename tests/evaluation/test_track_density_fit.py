@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmdet_ebm.evaluation import fit_tracker
+from mmdet_ebm.models.trackers import TrackRefiner
 from mmdet_ebm.tracking import find_tracks
 from tests.small_trackers import tracker_model
 from tests.tracking.videos import write_otb
@@ -79,6 +80,21 @@ def test_a_good_f_is_trusted_and_gains(tracks):
     assert math.isfinite(fit.numbers['temperature'])
     assert fit.gain > 0.1
     assert model.energy_model.density.fitted
+
+
+def test_deviations_agree_with_the_errors_that_were_seen(tracks):
+    model = tracker_model()
+    model.eval()
+    KnowsTheTruth(model, 0.02)
+    boxes = jittered(tracks, 0.08)
+    factor = fit_tracker(model, tracks, boxes).numbers['std_factor']
+    ratios = []
+    for track in tracks:
+        refined = TrackRefiner(model, True).track(track, boxes[track.name])
+        error = (refined.boxes - track.boxes)[1:]
+        ratios.append(error / refined.std[1:])
+    assert factor > 0
+    assert np.sqrt(np.nanmean(np.square(ratios))) == pytest.approx(1, rel=0.1)
 
 
 def test_a_worthless_f_leaves_boxes_where_they_are(tracks):
