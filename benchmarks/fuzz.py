@@ -426,7 +426,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, too_long)
     signal.signal(signal.SIGPROF, too_long)
     logging.disable(logging.WARNING)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    getattr(cv2.utils, 'logging', cv2).setLogLevel(0)  # silent
     targets = {args.target: TARGETS[args.target]} if args.target else TARGETS
     with tempfile.TemporaryDirectory() as folder:
         fuzz = Fuzz(Path(folder))

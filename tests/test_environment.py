@@ -183,4 +183,5 @@ def test_commands_explain_themselves(command):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('usage:')
+    # A fork of mmdet prints a line of its own when it is imported.
+    assert 'usage:' in done.stdout[:200]

@@ -360,12 +360,17 @@ def _complaint(data: bytes) -> str | None:
     return None
 
 
+# OpenCV's LOG_LEVEL_SILENT, which not every version names.
+_SILENT = 0
+
+
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Keep OpenCV from printing errors that are reported by name anyway."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    log = getattr(cv2.utils, 'logging', cv2)  # the second in some of OpenCV 4
+    level = log.getLogLevel()
+    log.setLogLevel(_SILENT)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
