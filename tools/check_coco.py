@@ -9,6 +9,10 @@ would stop a training or falsify its figures.
 import argparse
 from pathlib import Path
 
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
+
 from mmdet_ebm.datasets.coco_check import check_coco_split
 
 

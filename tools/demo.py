@@ -15,6 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
+
 from boltons.fileutils import atomic_save
 from tabulate import tabulate
 

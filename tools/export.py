@@ -17,6 +17,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
+
 from mmdet_ebm.apis import exports, preannotations
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.apis.results_folder import SavedResults, write_file

@@ -80,8 +80,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='tell how sure the boxes are: standard '
         'deviations of the sides, in the files and as bands '
-        'in the pictures (docs/uncertainty.md); for the 30 '
-        'best boxes of an image, about twice the time',
+        'in the pictures (docs/uncertainty.md)',
     )
     parser.add_argument(
         '--no-save-vis', action='store_true', help='write no pictures'

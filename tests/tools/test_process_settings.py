@@ -15,6 +15,13 @@ SETTINGS = 'mmdet_ebm.process_settings'
     'name',
     [
         'tools/train.py',
+        'tools/tune.py',
+        'tools/demo.py',
+        'tools/check_coco.py',
+        'tools/convert_checkpoint.py',
+        'tools/export.py',
+        'tools/analysis/calibration.py',
+        'tools/analysis/energy_map.py',
         'tools/test.py',
         'tools/infer.py',
         'tools/explore.py',
@@ -57,3 +64,19 @@ def settings(**environment):
 def test_waiting_threads_leave_their_core_unless_told_otherwise():
     assert settings() == ['1', 'PASSIVE', 'False']
     assert settings(OMP_WAIT_POLICY='ACTIVE') == ['1', 'ACTIVE', 'False']
+
+
+def test_warnings_that_nobody_can_do_anything_about_are_not_shown():
+    program = (
+        f'import {SETTINGS}, warnings;'
+        "warnings.warn('pkg_resources is deprecated as an API', UserWarning);"
+        "warnings.warn('something else', UserWarning)"
+    )
+    shown = subprocess.run(
+        [sys.executable, '-c', program],
+        env=dict(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert 'something else' in shown and 'pkg_resources' not in shown

@@ -18,6 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
+
 import numpy as np
 import torch
 from boltons.fileutils import atomic_save

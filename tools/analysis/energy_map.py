@@ -10,6 +10,10 @@ with --gif, OUT_DIR/NAME_N.gif shows the ascent step by step.
 import argparse
 from pathlib import Path
 
+import mmdet_ebm.process_settings  # noqa: F401
+
+# isort: split
+
 import mmcv
 
 from mmdet_ebm.apis import build_model
