@@ -7,13 +7,15 @@ On the digits there are other detectors than Faster R-CNN (--detector).
 """
 
 import argparse
+import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
 from . import compare_stages
-from .files import small_config_file, train_once
+from .files import small_config_file, train_once, write_json
 
 FASTER = 'faster-rcnn'
 
@@ -85,6 +87,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare_stages.main(
             [str(word) for word in words + (against if control else [])]
         )
+        out = work_dir / f'{split}.json'
+        figures = json.loads(out.read_text())
+        minutes = [training_minutes(each.parent) for each in energy]
+        write_json(out, dict(figures, training_minutes=minutes))
+
+
+def training_minutes(work_dir: Path) -> float:
+    """What the steps of a training took, by its logs; validation not."""
+    steps = [
+        entry
+        for log in work_dir.glob('*/vis_data/scalars.json')
+        for entry in map(json.loads, log.read_text().splitlines())
+        if 'loss' in entry
+    ]
+    mean = statistics.mean(entry['time'] for entry in steps)
+    return mean * max(entry['step'] for entry in steps) / 60
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The whole study, and what it refuses; the trainings are elsewhere."""
 
+import json
+
 import pytest
 
 from studies import compare_stages, train_and_compare
@@ -16,14 +18,27 @@ def trained(monkeypatch):
         return work_dir / 'epoch.pth'
 
     monkeypatch.setattr(train_and_compare, 'train_once', train_once)
+    monkeypatch.setattr(train_and_compare, 'training_minutes', lambda _: 1.5)
+    return calls
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Calls of ``compare_stages``, which compares nothing here."""
+    calls = []
+
+    def compare(arguments):
+        calls.append(compare_stages.parse_args(arguments))
+        calls[-1].out.parent.mkdir(parents=True, exist_ok=True)
+        calls[-1].out.write_text('{"stages": 1}')
+
+    monkeypatch.setattr(compare_stages, 'main', compare)
     return calls
 
 
 def test_control_and_energy_model_start_from_the_same_detector(
-    trained, monkeypatch, tmp_path
+    trained, compared, tmp_path
 ):
-    compared = []
-    monkeypatch.setattr(compare_stages, 'main', compared.append)
     train_and_compare.main(
         ['bccd', '--seeds', '3', '4', '--work-dir', str(tmp_path)]
     )
@@ -33,9 +48,12 @@ def test_control_and_energy_model_start_from_the_same_detector(
     assert [call[2] for call in trained] == [3, 3, 3, 4, 4, 4]
     plain = tmp_path / 'seed3/plain/epoch.pth'
     assert [call[3] for call in trained[:3]] == [None, plain, plain]
-    val, test = map(compare_stages.parse_args, compared)
+    val, test = compared
     assert (val.split, test.split) == ('val', 'test')
     assert test.out == tmp_path / 'test.json'
+    assert json.loads(test.out.read_text()) == dict(
+        stages=1, training_minutes=[1.5, 1.5]
+    )
     for args in (val, test):
         for found, kind in (
             (args.checkpoints, 'nce-plus'),
@@ -48,15 +66,30 @@ def test_control_and_energy_model_start_from_the_same_detector(
 
 
 def test_dino_starts_from_the_backbone_of_faster_rcnn(
-    trained, monkeypatch, tmp_path
+    trained, compared, tmp_path
 ):
-    monkeypatch.setattr(compare_stages, 'main', lambda arguments: None)
     train_and_compare.main(
         f'digits --detector dino --seeds 0 --work-dir {tmp_path}'.split()
     )
     folders = [call[1].name for call in trained]
     assert folders == ['backbone', 'plain', 'nce-plus']
     assert trained[1][3] == tmp_path / 'seed0/backbone/epoch.pth'
+
+
+def test_minutes_of_a_training_are_those_of_its_steps(tmp_path):
+    for number, lines in enumerate(
+        (
+            [
+                dict(time=2.0, loss=1.0, step=20),
+                dict(time=4.0, loss=1, step=40),
+            ],
+            [dict(time=3.0, loss=1.0, step=60), dict(time=90.0, step=60)],
+        )
+    ):
+        log = tmp_path / str(number) / 'vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text('\n'.join(map(json.dumps, lines)))
+    assert train_and_compare.training_minutes(tmp_path) == 3.0
 
 
 def test_an_unknown_detector_is_refused(capsys):
