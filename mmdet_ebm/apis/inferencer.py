@@ -11,11 +11,12 @@ from mmcv.transforms import Compose
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 from tqdm import tqdm
 
 from ..version import __version__
 from .batching import EndOfVideo, PendingImage, group_into_batches
-from .checks import require_energy_model
+from .checks import listed, require_energy_model
 from .gallery import write_gallery
 from .inputs import InputsType, count_frames, expand_inputs
 from .model import build_model
@@ -35,6 +36,8 @@ _PROGRESS = (
     '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, '
     '{rate_noinv_fmt}{postfix}]'
 )
+# A threshold that no score reaches.
+_NEVER = 2.0
 # Of results that this folder or disk has no place for, because of their name;
 # other results it may have.
 _UNFIT_NAME = (
@@ -132,12 +135,20 @@ class EnergyDetInferencer:
         inputs: InputsType,
         batch_size: int = 1,
         return_vis: bool = False,
+        show: bool = False,
+        wait_time: float = 0.0,
         no_save_vis: bool = False,
+        draw_pred: bool = True,
         pred_score_thr: float = 0.3,
         return_datasamples: bool = False,
         print_result: bool = False,
         no_save_pred: bool = False,
         out_dir: str | Path = '',
+        texts: None = None,
+        stuff_texts: None = None,
+        custom_entities: bool = False,
+        tokens_positive: None = None,
+        *,
         recursive: bool = False,
         compare: bool = False,
         overwrite: bool = False,
@@ -149,23 +160,47 @@ class EnergyDetInferencer:
             batch_size: As in :meth:`stream`, like the arguments below that
                 are not listed.
             return_vis: Whether to return pictures.
+            show: Whether to show each picture in a window.
+            wait_time: Seconds that it is shown; 0 waits for a key.
+            draw_pred: Whether pictures have boxes.
             return_datasamples: Return mmdet's ``DetDataSample`` rather than
                 dicts; those of an earlier run have no meta information.
             print_result: Whether to print the predictions.
+            texts: Of models that are told what to look for; None.
+            stuff_texts: The same.
+            custom_entities: The same; False.
+            tokens_positive: The same; None.
 
         Returns:
             ``predictions`` and ``visualization`` (empty without
             ``return_vis``) with an entry for each image or frame in order,
             None for one that was skipped; ``names`` of the entries;
             ``skipped``, reasons by name.
+
+        Raises:
+            ValueError: If one of the last four arguments is given, or as of
+                :meth:`stream`.
         """
+        prompts = dict(
+            texts=texts,
+            stuff_texts=stuff_texts,
+            custom_entities=custom_entities or None,
+            tokens_positive=tokens_positive,
+        )
+        given = [name for name, value in prompts.items() if value is not None]
+        if given:
+            raise ValueError(
+                f'{listed(given)}: only for models that are told what to look '
+                'for, such as GLIP; an energy model has the classes of its '
+                'detector'
+            )
         results = []
         for result in self.stream(
             inputs,
             batch_size=batch_size,
-            keep_pictures=return_vis,
+            keep_pictures=return_vis or show,
             no_save_vis=no_save_vis,
-            pred_score_thr=pred_score_thr,
+            pred_score_thr=pred_score_thr if draw_pred else _NEVER,
             no_save_pred=no_save_pred,
             out_dir=out_dir,
             recursive=recursive,
@@ -178,6 +213,10 @@ class EnergyDetInferencer:
                 )
             elif not return_datasamples:
                 result.sample = None  # do not hold the memory
+            if show and result.picture is not None:
+                Visualizer().show(result.picture, result.name, wait_time)
+                if not return_vis:
+                    result.picture = None
             results.append(result)
         results.sort(key=lambda result: result.index)
         predictions = [

@@ -1,9 +1,13 @@
 """Inference as a whole: the same results however images come in."""
 
+import inspect
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
+from mmengine.visualization import Visualizer
 from pycocotools.coco import COCO
 
 from mmdet_ebm.apis import EnergyDetInferencer, to_instances
@@ -182,3 +186,45 @@ def test_pipeline_must_begin_with_an_image_file(energy_files):
                 )
             },
         )
+
+
+def test_arguments_of_mmdets_inferencer_are_known_or_refused(inferencer):
+    ours, theirs = (
+        list(inspect.signature(each.__call__).parameters)
+        for each in (EnergyDetInferencer, DetInferencer)
+    )
+    # In the same order, but for **kwargs, which would hide a mistake.
+    assert ours[: len(theirs) - 1] == theirs[:-1]
+    for name, value in (
+        ('texts', 'a cat'),
+        ('stuff_texts', 'sky'),
+        ('custom_entities', True),
+        ('tokens_positive', 1),
+    ):
+        with pytest.raises(ValueError, match=f'{name}: only for models'):
+            inferencer(random_image(), **{name: value})
+
+
+def test_pictures_are_shown_one_after_the_other(inferencer, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        Visualizer, 'show', lambda self, *arguments: shown.append(arguments)
+    )
+    images = [random_image(seed=seed) for seed in range(2)]
+    result = inferencer(images, show=True, wait_time=0.5)
+    assert result['visualization'] == []
+    assert [name for _, name, _ in shown] == result['names']
+    assert all(seconds == 0.5 for *_, seconds in shown)
+
+
+def test_pictures_without_boxes_are_the_images(inferencer):
+    (bare,) = inferencer(
+        random_image(), return_vis=True, draw_pred=False, pred_score_thr=0.0
+    )['visualization']
+    (drawn,) = inferencer(random_image(), return_vis=True, pred_score_thr=0.0)[
+        'visualization'
+    ]
+    (empty,) = inferencer(random_image(), return_vis=True, pred_score_thr=1.1)[
+        'visualization'
+    ]
+    assert (bare == empty).all() and (bare != drawn).any()

@@ -33,6 +33,10 @@ def demo(monkeypatch, tmp_path):
         work_dir.mkdir()
         return save_checkpoint(config, work_dir / 'epoch.pth', seed)
 
+    def first_look(folder):  # tests/test_notebooks.py runs it
+        return folder / 'first_look.png'
+
+    monkeypatch.setitem(main.__globals__, 'first_look', first_look)
     monkeypatch.setitem(main.__globals__, 'run_tool', run_in_process)
     monkeypatch.setitem(main.__globals__, 'train_once', train_once)
     monkeypatch.setenv('DIGITS_ROOT', 'to be set')
@@ -59,7 +63,8 @@ def test_demo_ends_in_a_table_and_pictures(demo, tmp_path, capsys):
     )
     pictures = (tmp_path / 'demo/inference/vis').glob('*.jpg')
     assert len(list(pictures)) == 4
-    shown, _, end = capsys.readouterr().out.partition('== Done')
+    assert 'picture: demo/first_look.png' in (shown := capsys.readouterr().out)
+    shown, _, end = shown.partition('== Done')
     assert 'INFO' not in shown and 'Using env variable' not in shown
     assert '| refined    |' in end
     assert 'pictures: demo/inference/index.html' in end
