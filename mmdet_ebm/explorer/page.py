@@ -101,7 +101,7 @@ def build_page(
                     warmth = gradio.Slider(
                         0.05,
                         20,
-                        min(max(as_it_is, 0.05), 20.0),
+                        round(min(max(as_it_is, 0.05), 20.0), 2),
                         label='temperature T: larger trusts f less',
                         interactive=True,
                     )

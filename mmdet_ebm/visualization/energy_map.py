@@ -74,7 +74,7 @@ class EnergyMapFigure:
             end.set_data(path[step : step + 1].T)
         self._headline.set_text(
             f'{self._title}  step {step} of {len(self.energy.path) - 1}, '
-            f'f = {self.energy.logdensity[step]:.2f}'
+            f'log-density {self.energy.logdensity[step]:.2f}'
         )
 
     def picture(self) -> np.ndarray:
