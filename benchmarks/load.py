@@ -14,7 +14,6 @@ larger one needs comes on top, and does not grow either.
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,6 @@ from tabulate import tabulate
 
 from .faults import Bench, require, require_success
 
-MIB = 1 << 20
 # Images that differ; the others are copies under other names.
 _DISTINCT = 400
 # One in so many is damaged.
@@ -230,4 +228,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
