@@ -35,10 +35,11 @@ from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
-from mmdet_ebm.evaluation.bootstrap import METRICS, coco_results
+from mmdet_ebm.evaluation.bootstrap import METRICS
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.stages import Stage, used
 
-from .files import mean_and_range, table, write_json
+from .files import interval, mean_and_range, table, write_json
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
 _PUBLISHED = dict(num_steps=10, step_rule='decay')
@@ -213,20 +214,13 @@ def compare(args: argparse.Namespace) -> dict:
             for stage, runs in matched.items()
         },
         differences={
-            f'{a} - {b}': interval for (a, b), interval in differences.items()
+            f'{a} - {b}': found for (a, b), found in differences.items()
         },
     )
 
 
 def to_markdown(figures: dict) -> str:
     """The figures in per cent: mean and range over the runs."""
-
-    def difference(interval: dict) -> str:
-        middle, low, high = (
-            f'{100 * interval[key]:+.1f}'
-            for key in ('difference', 'low', 'high')
-        )
-        return f'{middle} [{low}, {high}]'
 
     rows = [
         [
@@ -237,7 +231,7 @@ def to_markdown(figures: dict) -> str:
         for stage, e in figures['stages'].items()
     ]
     rows += [
-        [name, *(difference(intervals[m]) for m in METRICS), '']
+        [name, *(interval(intervals[m]) for m in METRICS), '']
         for name, intervals in figures['differences'].items()
     ]
     return table(rows, ['stage', *METRICS, 's / image'])

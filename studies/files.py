@@ -45,6 +45,15 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f'{100 * sum(values) / len(values):.1f} ({low:.1f} to {high:.1f})'
 
 
+def interval(difference: dict[str, float]) -> str:
+    """A difference of fractions with its interval, in per cent."""
+    middle, low, high = (
+        f'{100 * difference[key]:+.1f}'
+        for key in ('difference', 'low', 'high')
+    )
+    return f'{middle} [{low}, {high}]'
+
+
 def write_json(path: Path, value: object) -> None:
     """An interruption leaves the file that was there."""
     write_text(path, json.dumps(value, indent=1))

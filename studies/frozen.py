@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from mmdet_ebm.evaluation import MatchedDetections
-from mmdet_ebm.evaluation.bootstrap import coco_results
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.models import EnergyModel, Refinement
 from mmdet_ebm.models.detectors import refine_detections
 from mmdet_ebm.models.detectors.refinement import to_original_frame
@@ -34,12 +34,16 @@ class FrozenDetector:
         config: An energy config of the data set.
         checkpoint: Of the plain detector.
         device: Where to compute and keep it.
+
+    Attributes:
+        checkpoint: The same.
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
         self.cfg = Config.fromfile(config)
         init_default_scope(self.cfg.default_scope)
         self.device = device
+        self.checkpoint = checkpoint
         self.identity = [str(checkpoint), Path(checkpoint).stat().st_mtime]
         self.model = MODELS.build(self.cfg.model).to(device).eval()
         load_checkpoint(

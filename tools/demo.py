@@ -36,7 +36,8 @@ from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.experiments import run_tool, train_once
 from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections
-from mmdet_ebm.evaluation.bootstrap import METRICS, coco_results
+from mmdet_ebm.evaluation.bootstrap import METRICS
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.tuning import Trial, detections_of_trials
 
 TOOLS = Path(__file__).resolve().parent

@@ -43,7 +43,7 @@ from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.engine.progress_hook import PassProgress
 from mmdet_ebm.evaluation import MatchedDetections
-from mmdet_ebm.evaluation.bootstrap import coco_results
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.placed_quality import fit_model
 from mmdet_ebm.evaluation.tuning import (
     NOW,

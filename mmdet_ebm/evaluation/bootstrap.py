@@ -5,35 +5,16 @@ images, so a thousand resamples take seconds on a small set.
 """
 
 import contextlib
-import copy
 import io
 from collections.abc import Sequence
 
 import numpy as np
-from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from .coco_matching import match_detections
+
 METRICS = ('AP', 'AP50', 'AP75', 'AP90')
-
-
-def coco_results(
-    image_id: int, instances: InstanceData, cat_ids: Sequence[int]
-) -> list[dict]:
-    """Detections of one image in COCO's result format."""
-    found = instances.cpu()
-    return [
-        dict(
-            image_id=image_id,
-            score=score,
-            category_id=cat_ids[label],
-            bbox=[x1, y1, x2 - x1, y2 - y1],
-        )
-        for (x1, y1, x2, y2), score, label in zip(
-            found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
-        )
-    ]
 
 
 class MatchedDetections:
@@ -46,18 +27,8 @@ class MatchedDetections:
     """
 
     def __init__(self, ground_truth: COCO, detections: Sequence[dict]) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            if detections:
-                found = ground_truth.loadRes(copy.deepcopy(list(detections)))
-            else:
-                found = COCO()
-                found.dataset = dict(ground_truth.dataset, annotations=[])
-                found.createIndex()
-            self._eval = COCOeval(ground_truth, found, 'bbox')
-            params = self._eval.params
-            params.areaRng, params.areaRngLbl = [params.areaRng[0]], ['all']
-            params.maxDets = [100]
-            self._eval.evaluate()
+        self._eval = match_detections(ground_truth, detections)
+        params = self._eval.params
         self.image_ids = list(params.imgIds)
         self._matches = np.array(self._eval.evalImgs, dtype=object).reshape(
             len(params.catIds), len(self.image_ids)

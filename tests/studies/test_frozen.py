@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdet_ebm.evaluation.bootstrap import coco_results
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.models import Refinement
 from studies.files import small_config_file
 from studies.frozen import FrozenDetector

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from mmdet_ebm.evaluation.bootstrap import coco_results
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from studies import compare_stages
 
 from ..helpers import run_tool

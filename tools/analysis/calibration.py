@@ -8,14 +8,19 @@ predicted standard deviation of each side is compared with its actual error:
 - for a constant deviation for each side, relative to the box and fitted on
   val, which any prediction should beat.
 
+A second table is about the scores, of the plain detector and refined: do they
+say how often detections are right (D-ECE), and how exact they are (LaECE)?
+
 Several checkpoints are runs of one experiment: mean and range are reported.
 Writes OUT.json, OUT.md and OUT.png.
 """
 
 import argparse
+import contextlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mmdet_ebm.process_settings  # noqa: F401
@@ -28,6 +33,7 @@ from boltons.fileutils import atomic_save
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from pycocotools.coco import COCO
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -40,8 +46,14 @@ from mmdet_ebm.evaluation.calibration import (
     calibration,
     constant_std,
 )
+from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.density_fit import match_batch
+from mmdet_ebm.evaluation.score_calibration import (
+    detection_ece,
+    localisation_aware_ece,
+)
 from mmdet_ebm.models import EnergyDetector
+from mmdet_ebm.models.detectors.refinement import to_original_frame
 from mmdet_ebm.visualization.reliability import draw_reliability
 
 KINDS = {
@@ -90,31 +102,57 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@dataclass(frozen=True)
+class Split:
+    """What a model says of the images of a split.
+
+    Attributes:
+        errors: Of its matched detections.
+        results: COCO results ``plain`` and ``refined``.
+    """
+
+    errors: SideErrors
+    results: dict[str, list[dict]]
+
+
 @torch.no_grad()
-def side_errors(
+def read_split(
     model: EnergyDetector, cfg: Config, split: str, args: argparse.Namespace
-) -> SideErrors:
-    """Errors and deviations of a split's matched detections.
+) -> Split:
+    """Run the model.
 
     Args:
-        model: With ``refinement.uncertainty``.
+        model: With ``refinement.uncertainty`` and ``keep_plain``.
         cfg: With the split's loader.
         split: 'val' or 'test'.
         args: With ``min_iou`` and ``score_thr``.
     """
     loader = Runner.build_dataloader(cfg[f'{split}_dataloader'])
+    loader.dataset.full_init()
     errors, stds = [], []
+    results: dict[str, list[dict]] = dict(plain=[], refined=[])
     for batch in tqdm(loader, desc=split, unit='batch'):
         data = model.data_preprocessor(batch, False)
         samples = data['data_samples']
-        found = model.detect(data['inputs'], samples).instances
-        pairs = match_batch(found, samples, args.min_iou, args.score_thr)
-        for instances, (rows, truth) in zip(found, pairs):
+        found = model.detect(data['inputs'], samples)
+        pairs = match_batch(
+            found.instances, samples, args.min_iou, args.score_thr
+        )
+        for instances, (rows, truth) in zip(found.instances, pairs):
             boxes = instances.bboxes[rows]
             size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
             errors.append(((boxes - truth) / size).cpu())
             stds.append((instances.box_std[rows] / size).cpu())
-    return SideErrors(torch.cat(errors).numpy(), torch.cat(stds).numpy())
+        for key, of_images in zip(results, (found.plain, found.instances)):
+            for sample, one in zip(samples, of_images):
+                results[key] += coco_results(
+                    sample.img_id,
+                    to_original_frame(one, sample.metainfo),
+                    loader.dataset.cat_ids,
+                )
+    return Split(
+        SideErrors(torch.cat(errors).numpy(), torch.cat(stds).numpy()), results
+    )
 
 
 def evaluate(
@@ -123,31 +161,47 @@ def evaluate(
     """Figures of a checkpoint, and the errors behind them by kind."""
     model = build_model(cfg, checkpoint, args.device)
     require_energy_model(model)
-    model.refinement = replace(model.refinement, uncertainty=True)
-    val, test = (side_errors(model, cfg, s, args) for s in ('val', 'test'))
+    model.refinement = replace(
+        model.refinement, uncertainty=True, keep_plain=True
+    )
+    val = read_split(model, cfg, 'val', args).errors
     if not val.known.any():
         raise ValueError(
             'no detection on val matches an annotation; is this '
             'checkpoint trained?'
         )
+    test = read_split(model, cfg, 'test', args)
     factor = calibration(val)['z_rms']
     constant = constant_std(val.error)
     errors = {
-        'as it is': test,
-        'scaled on val': replace(test, std=factor * test.std),
+        'as it is': test.errors,
+        'scaled on val': replace(test.errors, std=factor * test.errors.std),
         'constant': replace(
-            test, std=np.broadcast_to(constant, test.error.shape)
+            test.errors, std=np.broadcast_to(constant, test.errors.error.shape)
         ),
     }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(cfg.test_evaluator.ann_file)
     figures = dict(
         checkpoint=Path(checkpoint).name,
         density=model.energy_model.density.numbers(),
         factor=factor,
+        scores={
+            key: {
+                name: measure(truth, results)
+                for name, measure in SCORE_ERRORS.items()
+            }
+            for key, results in test.results.items()
+        },
     )
     figures.update((KINDS[kind], calibration(e)) for kind, e in errors.items())
     return figures, errors
 
 
+SCORE_ERRORS = {
+    'D-ECE': detection_ece,
+    'LaECE': localisation_aware_ece,
+}
 COLUMNS: Mapping[str, tuple[Callable[[dict], float | None], str]] = {
     'NLL': (lambda f: f['nll'], '.2f'),
     **{
@@ -179,11 +233,24 @@ def to_markdown(runs: Sequence[dict]) -> str:
     factors = [run['factor'] for run in runs]
     matched = [run['as_it_is']['matched'] for run in runs]
     unknown = [run['as_it_is']['unknown'] for run in runs]
+    scores = tabulate(
+        [
+            [key]
+            + [
+                spread([100 * run['scores'][key][e] for run in runs], '.1f')
+                for e in SCORE_ERRORS
+            ]
+            for key in ('plain', 'refined')
+        ],
+        ['scores', *SCORE_ERRORS],
+        tablefmt='github',
+        disable_numparse=True,
+    )
     return (
         f'{table}\n\n'
         f'Factor on val {spread(factors, ".2f")}; matched detections on test '
         f'{spread(matched, ".0f")}, without a deviation '
-        f'{spread(unknown, ".0f")}.'
+        f'{spread(unknown, ".0f")}.\n\n{scores}'
     )
 
 
