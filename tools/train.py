@@ -20,6 +20,7 @@ from mmdet_ebm.checkpoint_files import load_checkpoint_file
 from mmdet_ebm.engine import (
     fit_at_the_end,
     join_processes,
+    keep_images_aside,
     latest_checkpoint,
     make_resumable,
     measure_noise,
@@ -156,6 +157,8 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         data_checks.require_files(
             cfg, ['train', 'val'] if cfg.get('val_cfg') else ['train']
         )
+        with data_checks.naming_bad_annotations(cfg):
+            aside = keep_images_aside(cfg)
         runner = screen.build_runner(cfg, verbose)
         if cfg.get('load_from') and trains_energy_alone(cfg):
             checks.require_weights(
@@ -165,6 +168,8 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
             data_checks.require_classes_of_data(runner, 'train')
             if cfg.get('val_cfg'):
                 data_checks.require_classes_of_data(runner, 'val')
+    if aside:
+        runner.logger.info(aside)
     if removed:
         runner.logger.info(
             f'Taken out of the training pipeline: {", ".join(removed)}. The '

@@ -15,6 +15,7 @@ from .checkpoints import AtomicCheckpointHook, latest_checkpoint
 from .crops import remove_crops
 from .energy_map_hook import EnergyMapHook
 from .fit_density_hook import FitDensityHook
+from .held_out import keep_images_aside
 from .launch import (
     fit_at_the_end,
     join_processes,
@@ -35,6 +36,7 @@ __all__ = [
     'ResumableIterTrainLoop',
     'fit_at_the_end',
     'join_processes',
+    'keep_images_aside',
     'latest_checkpoint',
     'make_resumable',
     'measure_noise',

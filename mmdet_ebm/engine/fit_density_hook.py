@@ -17,9 +17,17 @@ class FitDensityHook(Hook):
     """Fits an ``EnergyDetector``'s density on the val split.
 
     It runs before the last checkpoint is written, which so holds the numbers.
-    Without a val split, or for a density whose numbers are in the config,
-    nothing happens. ``tools/fit_density.py`` does the same for a checkpoint.
+    Without images to fit on, or for a density whose numbers are in the
+    config, nothing happens. ``tools/fit_density.py`` does the same for a
+    checkpoint.
+
+    Args:
+        dataloader: Config of a loader of other images than those of the val
+            split, through a test pipeline with annotations.
     """
+
+    def __init__(self, dataloader: dict | None = None) -> None:
+        self.dataloader = dataloader
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
@@ -37,7 +45,7 @@ class FitDensityHook(Hook):
             model.energy_model.density, FixedBoxDensity
         ):
             return
-        if runner.val_loop is None:
+        if self.dataloader is None and runner.val_loop is None:
             runner.logger.warning(
                 'There is no val split to fit the density of boxes on. It '
                 'stays cautious; tools/fit_density.py fits it later.'
@@ -45,11 +53,14 @@ class FitDensityHook(Hook):
             return
         density = model.energy_model.density
         if is_main_process():
+            loader = (
+                Runner.build_dataloader(self.dataloader)
+                if self.dataloader
+                else runner.val_dataloader
+            )
             model.eval()
             try:
-                text = fit_model(
-                    model, PassProgress(runner.val_dataloader, 'density')
-                )
+                text = fit_model(model, PassProgress(loader, 'density'))
                 runner.logger.info(text)
             except ValueError as error:
                 runner.logger.warning(f'The density stays cautious: {error}')

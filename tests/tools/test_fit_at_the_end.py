@@ -4,7 +4,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdet_ebm.engine import fit_density_hook, latest_checkpoint
+from mmdet_ebm.engine import (
+    ResumableIterTrainLoop,
+    fit_density_hook,
+    held_out,
+    latest_checkpoint,
+)
 
 from ..helpers import run_tool
 from ..small_models import build
@@ -27,17 +32,18 @@ def without_epochs(cfg):
     cfg.log_processor = dict(by_epoch=False)
 
 
-@pytest.mark.parametrize(
-    'change', [lambda cfg: None, every_two_iterations, without_epochs]
-)
-def test_the_last_checkpoint_holds_the_fit(
-    change, digits, tmp_path, monkeypatch
-):
+@pytest.fixture
+def train(digits, tmp_path, monkeypatch):
+    """Train for four steps with a change of the config.
+
+    Gives for each fit whether the model was in training mode and the images.
+    """
     monkeypatch.setenv('DIGITS_ROOT', str(digits))
     seen = []
 
     def fit(model, batches):
-        seen.append((model.training, len(list(batches))))
+        images = [s.img_id for each in batches for s in each['data_samples']]
+        seen.append((model.training, images))
         model.energy_model.density.set_numbers(temperature=7.5)
         model.energy_model.density.fitted = True
         return 'it was fitted'
@@ -53,18 +59,60 @@ def test_the_last_checkpoint_holds_the_fit(
     cfg.load_from = str(tmp_path / 'plain.pth')
     cfg.model.energy_model.density = 'fitted'
     cfg.train_dataloader.batch_size = 4  # of 16 images
-    change(cfg)
-    cfg.dump(tmp_path / 'energy.py')
-    run_tool(
-        monkeypatch,
-        'train',
-        tmp_path / 'energy.py',
-        '--work-dir',
-        tmp_path / 'work',
-    )
-    last = torch.load(latest_checkpoint(tmp_path / 'work'))
-    assert last['meta']['iter'] == 4
-    numbers = last['state_dict']['energy_model.density._extra_state']
+
+    def run(change):
+        change(cfg)
+        cfg.dump(tmp_path / 'energy.py')
+        run_tool(
+            monkeypatch,
+            'train',
+            tmp_path / 'energy.py',
+            '--work-dir',
+            tmp_path / 'work',
+        )
+        last = torch.load(latest_checkpoint(tmp_path / 'work'))
+        assert last['meta']['iter'] == 4
+        numbers = last['state_dict']['energy_model.density._extra_state']
+        return seen, numbers
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'change', [lambda cfg: None, every_two_iterations, without_epochs]
+)
+def test_the_last_checkpoint_holds_the_fit(change, train):
+    ((training, images),), numbers = train(change)
     assert numbers[0] == 7.5 and numbers[-1] == 1
-    ((training, batches),) = seen
-    assert not training and batches > 0
+    assert not training and images
+
+
+def without_val(cfg):
+    without_epochs(cfg)
+    cfg.train_cfg.pop('val_interval')
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+
+
+@pytest.mark.parametrize('fewest', [10, 17])
+def test_without_a_val_split_training_images_are_kept_aside(
+    fewest, train, monkeypatch, capsys
+):
+    monkeypatch.setattr(held_out, '_FEWEST', fewest)
+    monkeypatch.setattr(held_out, '_PART', 5)
+    loaded = set()
+    step = ResumableIterTrainLoop.run_iter
+
+    def run_iter(self, batch):
+        loaded.update(sample.img_id for sample in batch['data_samples'])
+        step(self, batch)
+
+    monkeypatch.setattr(ResumableIterTrainLoop, 'run_iter', run_iter)
+    seen, numbers = train(without_val)
+    if fewest > 16:
+        assert not seen and numbers[-1] == 0
+        assert 'too few' in capsys.readouterr().out
+        return
+    ((_, images),) = seen
+    assert len(images) == 3 and not loaded & set(images)
+    assert len(loaded) == 13
+    assert '3 of 16 training images are kept aside' in capsys.readouterr().out

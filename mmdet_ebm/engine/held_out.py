@@ -1,0 +1,75 @@
+"""Training images that are kept aside, where a config has no val split."""
+
+import copy
+
+import numpy as np
+from mmdet.registry import DATASETS
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+
+# One image of ten, but no more than this number, and none of a few.
+_PART, _MOST, _FEWEST = 10, 300, 20
+_HOOK = 'FitDensityHook'
+
+
+def keep_images_aside(cfg: Config) -> str:
+    """Keep a part of the training images for the fit of the density.
+
+    Only where ``fit_at_the_end`` added a fit, and there is no val split to
+    fit on. The images are spread evenly over the training set; the energy
+    model is never trained on them.
+
+    Args:
+        cfg: Changed in place: ``indices`` of the training set, and the
+            ``dataloader`` of the ``FitDensityHook``.
+
+    Returns:
+        A line for the log, empty if nothing was to be done.
+    """
+    hooks = [
+        hook for hook in cfg.get('custom_hooks') or () if hook.type == _HOOK
+    ]
+    if cfg.get('val_dataloader') or not hooks or hooks[0].get('dataloader'):
+        return ''
+    dataset = cfg.train_dataloader.dataset
+    while 'dataset' in dataset:  # a wrapper of one
+        dataset = dataset.dataset
+    pipeline = _test_pipeline(cfg)
+    if 'datasets' in dataset or pipeline is None:
+        return (
+            'No images can be kept aside for the fit of the density: that '
+            'needs one training set and a test pipeline.'
+        )
+    whole = DATASETS.build(dict(dataset, pipeline=[]))
+    number = min(len(whole) // _PART, _MOST)
+    if len(whole) < _FEWEST:
+        return f'{len(whole)} training images are too few to keep some aside.'
+    kept = np.linspace(0, len(whole) - 1, number).round().astype(int)
+    rest = np.setdiff1d(np.arange(len(whole)), kept)
+    # Not in test mode, which would count images without objects, too.
+    held_out = dict(
+        copy.deepcopy(dataset), pipeline=pipeline, indices=kept.tolist()
+    )
+    dataset.indices = rest.tolist()
+    hooks[0].dataloader = dict(
+        batch_size=1,
+        num_workers=cfg.train_dataloader.get('num_workers', 0),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=held_out,
+    )
+    return (
+        f'There is no val split. {number} of {len(whole)} training images '
+        'are kept aside to fit the density of boxes on. The detector may '
+        'have learned them, and then the fit is too cautious.'
+    )
+
+
+def _test_pipeline(cfg: Config) -> list[dict] | None:
+    """The steps of the test pipeline, with annotations."""
+    if not cfg.get('test_dataloader') and not cfg.get('test_pipeline'):
+        return None
+    steps = cfg.get('test_pipeline') or get_test_pipeline_cfg(cfg)
+    steps = copy.deepcopy(list(steps))
+    if not any('LoadAnnotations' in step['type'] for step in steps):
+        steps.insert(-1, dict(type='LoadAnnotations', with_bbox=True))
+    return steps
