@@ -76,8 +76,11 @@ class BoxDensity(nn.Module):
         vote_share: How far c is moved from the detector's box towards the
             mean of its cluster, the boxes that NMS threw away included.
         quality_power: Exponent of the expected quality in the final score.
-        std_factor: What the deviations of sides are multiplied with, so that
-            they agree with the errors that were seen.
+        std_factor: The deviation s of a side, relative to the box, is given as
+            ``std_factor * s ** std_power``, which agrees best with the errors
+            that were seen.
+        std_power: The exponent; with less than 1, deviations differ less from
+            each other than the density says.
         fitted: Whether they were fitted on held-out images.
 
     Raises:
@@ -93,6 +96,7 @@ class BoxDensity(nn.Module):
         'vote_share',
         'quality_power',
         'std_factor',
+        'std_power',
     )
 
     def __init__(
@@ -105,6 +109,7 @@ class BoxDensity(nn.Module):
         vote_share: float = 0.0,
         quality_power: float = 0.0,
         std_factor: float = 1.0,
+        std_power: float = 1.0,
         fitted: bool = False,
     ) -> None:
         super().__init__()
@@ -116,6 +121,7 @@ class BoxDensity(nn.Module):
         self.vote_share = vote_share
         self.quality_power = quality_power
         self.std_factor = std_factor
+        self.std_power = std_power
         self.fitted = fitted
         self.check()
 
@@ -129,11 +135,12 @@ class BoxDensity(nn.Module):
             and 0 <= self.vote_share <= 1
             and 0 <= self.quality_power < math.inf
             and 0 < self.std_factor < math.inf
+            and 0 <= self.std_power < math.inf
         ):
             raise ValueError(
                 'temperature, side_std, dof and std_factor must be positive, '
-                'the slopes finite, vote_share in [0, 1] and quality_power '
-                f'not negative, got {self.numbers()}'
+                'the slopes finite, vote_share in [0, 1], quality_power and '
+                f'std_power not negative, got {self.numbers()}'
             )
 
     def numbers(self) -> dict[str, float]:
@@ -222,6 +229,8 @@ class BoxDensity(nn.Module):
         state = state_dict.get(f'{prefix}_extra_state')
         if state is None:
             return
+        if state.shape == (len(self.NAMES),):  # from before std_power
+            state = torch.cat([state[:-1], state.new_ones(1), state[-1:]])
         if state.shape == (len(self.NAMES) + 1,):
             self.set_extra_state(state)
         else:

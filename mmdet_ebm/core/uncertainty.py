@@ -317,3 +317,31 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(
             f'temperature must be positive and finite, got {temperature}'
         )
+
+
+def fit_deviations(errors: Tensor, std: Tensor) -> tuple[float, float]:
+    r"""How deviations must be changed to agree with errors.
+
+    The factor a and the power b of largest likelihood, if errors are Gaussian
+    with deviations :math:`a s^b`. With b fixed, :math:`a^2` is the mean of
+    :math:`(e / s^b)^2`. A constant deviation is b = 0, so the result is never
+    less likely than that.
+
+    Args:
+        errors: Of any shape, relative to the boxes.
+        std: s, of the same shape, relative to the boxes; pairs that are not
+            finite, or without a deviation, are left out.
+
+    Returns:
+        a and b; 1 and 1 where nothing is left or all errors are zero.
+    """
+    known = errors.isfinite() & std.isfinite() & (std > 0)
+    e, log_std = errors[known].double(), std[known].double().log()
+    if not e.any():
+        return 1.0, 1.0
+    powers = torch.linspace(0, 1.5, 31, dtype=e.dtype, device=e.device)
+    logs = powers[:, None] * log_std
+    factors = (e * (-logs).exp()).square().mean(1).sqrt()
+    # The squares are 1 in the mean, whatever the power.
+    best = int((factors.log() + logs.mean(1)).argmin())
+    return float(factors[best]), float(powers[best])

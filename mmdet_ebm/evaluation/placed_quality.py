@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from ..core import quality
+from ..core import fit_deviations, quality
 from ..models import EnergyDetector
 from ..models.detectors.refinement import (
     ascend,
@@ -44,6 +44,8 @@ POWERS = (0.0, 0.25, 0.5, 1.0)
 # An f that is trusted this many times less than its likelihood says; not at
 # all in the first place.
 _CAUTION = (math.inf, 1.0, 2.0, 4.0)
+# Deviations as the density tells them.
+AS_TOLD = dict(std_factor=1.0, std_power=1.0)
 # A difference of AP that says nothing.
 _TIE = 5e-4
 
@@ -57,12 +59,14 @@ class PlacedBoxes:
             weighted by their scores.
         results: For each image its detections in original pixels, with
             ``quality``, the expected one.
-        errors: Of the sides (n, 4) of each batch's matched boxes, over the
-            deviations that the density told.
+        errors: Of the sides (n, 4) of each batch's matched boxes, relative to
+            the boxes.
+        stds: What the density told of them, in the same unit.
     """
 
     gains: list[float] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
+    stds: list[Tensor] = field(default_factory=list)
     results: InstanceList = field(default_factory=list)
 
 
@@ -86,14 +90,13 @@ class Placed:
         error = gains.std() * math.sqrt(len(gains))
         return gains.sum() / self.weight, error / self.weight
 
-    def std_factor(self, setting: int) -> float:
-        """What makes the deviations of a setting agree with the errors.
-
-        It is the factor of largest likelihood, if errors are Gaussian.
-        """
-        errors = torch.cat(self.settings[setting].errors)
-        factor = float(errors.square().nanmean().sqrt())
-        return factor if 0 < factor < math.inf else 1.0
+    def deviations(self, setting: int) -> dict[str, float]:
+        """``std_factor`` and ``std_power``, see ``core.fit_deviations``."""
+        found = self.settings[setting]
+        factor, power = fit_deviations(
+            torch.cat(found.errors), torch.cat(found.stds)
+        )
+        return dict(std_factor=factor, std_power=power)
 
     def average_precision(
         self, setting: int, power: float | None
@@ -145,7 +148,9 @@ def place(
             for numbers, each in zip(settings, placed):
                 results, std = _placed(model, found, pyramid, numbers)
                 after = box_table(results).corners[rows]
-                each.errors.append(((after - truth) / std[rows]).cpu())
+                size = (after[:, 2:] - after[:, :2]).repeat(1, 2)
+                each.errors.append(((after - truth) / size).cpu())
+                each.stds.append((std[rows] / size).cpu())
                 gain = scores * (_quality_of(after, truth) - before)
                 per_image = gain.new_zeros(len(found))
                 each.gains += per_image.index_add(0, image, gain).tolist()
@@ -171,7 +176,7 @@ def _placed(
     density = energy_model.density
     usual = density.numbers()
     try:
-        density.set_numbers(**{**numbers, 'std_factor': 1.0})
+        density.set_numbers(**{**numbers, **AS_TOLD})
         share = density.vote_share
         start = []
         for each in found:
@@ -241,7 +246,7 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     density.set_numbers(
         **settings[best],
         quality_power=power,
-        std_factor=placed.std_factor(best),
+        **placed.deviations(best),
     )
     density.fitted = True
     return (

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..core import fit_deviations
 from ..models.trackers import TargetConditionalEnergy, TrackRefiner
 from ..models.trackers.target_energy_model import boxes_of_one
 from ..ops import boxes_to_sides
 from ..tracking import Track, box_overlaps, evaluate_boxes, read_frame
 from .density_fit import MatchedDensities, fit_shape, side_noise
+from .placed_quality import AS_TOLD
 
 # Overlap from which on a tracker is not lost.
 _MIN_IOU = 0.5
@@ -76,7 +78,7 @@ def fit_tracker(
         numbers = dict(
             shape,
             temperature=caution * shape['temperature'],
-            std_factor=1.0,
+            **AS_TOLD,
         )
         density.set_numbers(**numbers)
         gains = np.array([_gain(model, t, boxes[t.name]) for t in tracks])
@@ -89,33 +91,35 @@ def fit_tracker(
             best = found
     assert best is not None
     density.set_numbers(**best.numbers)
-    factor = _std_factor(model, tracks, boxes)
-    best = replace(best, numbers=dict(best.numbers, std_factor=factor))
+    deviations = _deviations(model, tracks, boxes)
+    best = replace(best, numbers={**best.numbers, **deviations})
     density.set_numbers(**best.numbers)
     density.fitted = True
     return best
 
 
-def _std_factor(
+def _deviations(
     model: TargetConditionalEnergy,
     tracks: Sequence[Track],
     boxes: Mapping[str, np.ndarray],
-) -> float:
+) -> dict[str, float]:
     """What makes deviations of sides agree with the errors that were seen.
 
     Frames count in which the refined box overlaps the true one by more than
     a half; if the boxes stay where they are, nothing is told of them.
     """
-    ratios = []
+    errors, stds = [], []
     for track in tracks:
         refined = TrackRefiner(model, True).track(track, boxes[track.name])
         near = box_overlaps(refined.boxes, track.boxes) >= _MIN_IOU
         near[0] = False  # the target itself
-        error = (refined.boxes - track.boxes)[near]
-        ratios.append(error / refined.std[near])
-    squares = np.square(np.concatenate(ratios))
-    known = squares[np.isfinite(squares)]
-    return float(np.sqrt(known.mean())) if known.any() else 1.0
+        size = np.tile(refined.boxes[:, 2:] - refined.boxes[:, :2], 2)
+        errors.append(((refined.boxes - track.boxes) / size)[near])
+        stds.append((refined.std / size)[near])
+    factor, power = fit_deviations(
+        *(torch.from_numpy(np.concatenate(e)) for e in (errors, stds))
+    )
+    return dict(std_factor=factor, std_power=power)
 
 
 def _gain(

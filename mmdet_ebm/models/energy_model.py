@@ -531,7 +531,9 @@ class EnergyModel(BaseModule):
     def _described(
         self, known: BoxUncertainty, boxes: Boxes
     ) -> BoxUncertainty:
-        known = known.scaled(self.density.std_factor)
+        known = known.calibrated(
+            boxes.corners, self.density.std_factor, self.density.std_power
+        )
         return known.masked(self._is_refinable(boxes.corners))
 
     def density_fn(

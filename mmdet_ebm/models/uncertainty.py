@@ -67,10 +67,7 @@ class BoxUncertainty:
             corners: (R, 4) these boxes.
             prior: Of these boxes; the sizes of its centres are the unit.
         """
-        unit, size = (
-            (c[:, 2:] - c[:, :2]).repeat(1, 2)
-            for c in (prior.centres, corners)
-        )
+        unit, size = _size(prior.centres), _size(corners)
         std = sides.std() * unit
         # Shift (a + b) / 2 and log-size b - a of sides a and b.
         first, last = (std / size).square().split(2, 1)
@@ -93,12 +90,27 @@ class BoxUncertainty:
             torch.ones_like(corners[:, 0]),
         )
 
-    def scaled(self, factor: float) -> 'BoxUncertainty':
-        """With deviations that are ``factor`` times as large."""
+    def calibrated(
+        self, corners: Tensor, factor: float, power: float
+    ) -> 'BoxUncertainty':
+        """With deviations of sides that are ``factor * std ** power``.
+
+        Args:
+            corners: (R, 4) the boxes; deviations relative to their sizes are
+                what is meant.
+            factor: Of the deviations.
+            power: 1 changes them all by the same factor, with 0 they are all
+                the same.
+        """
+        relative = self.std / _size(corners)
+        # A side that is known exactly stays so.
+        ratio = factor * relative.clamp(min=1e-6) ** (power - 1)
+        sides = self.std.new_tensor(_SIDES_OF_RELATIVE)
+        change = sides.inverse() @ ratio.diag_embed() @ sides
         return replace(
             self,
-            std=factor * self.std,
-            covariance=factor**2 * self.covariance,
+            std=ratio * self.std,
+            covariance=change @ self.covariance @ change.mT,
         )
 
     @classmethod
@@ -262,5 +274,11 @@ class UncertaintyEstimator(nn.Module):
 
 def _std(of_sides: Tensor, corners: Tensor) -> Tensor:
     """From covariances (R, 4, 4) of a unit box's sides to pixels (R, 4)."""
-    size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
-    return of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * size
+    return of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * _size(
+        corners
+    )
+
+
+def _size(corners: Tensor) -> Tensor:
+    """(R, 4) width, height, width and height of boxes (R, 4)."""
+    return (corners[:, 2:] - corners[:, :2]).repeat(1, 2)

@@ -21,7 +21,7 @@ _FALLS = (0.5, 2.0, 4.5)
 _BEFORE, _AFTER = (
     tuple(c / 255 for c in colour) for colour in (BEFORE_COLOUR, AFTER_COLOUR)
 )
-_TRUTH = 'white'
+_TRUTH = 'magenta'  # to be seen on light and dark images
 
 
 class EnergyMapFigure:
@@ -119,7 +119,13 @@ class EnergyMapFigure:
         axes.set_xlim(max(low[0] - margin, 0), min(high[0] + margin, width))
         axes.set_ylim(min(high[1] + margin, height), max(low[1] - margin, 0))
         axes.set_title('box, sides ± 1 standard deviation', fontsize=10)
-        axes.legend(fontsize=8, framealpha=0.6, loc='lower right')
+        axes.legend(
+            fontsize=8,
+            frameon=False,
+            loc='upper center',
+            bbox_to_anchor=(0.5, 0),
+            ncols=3,
+        )
         axes.set_axis_off()
 
 

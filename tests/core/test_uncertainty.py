@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmdet_ebm.core import (
+    fit_deviations,
     hessian,
     laplace,
     noise_logprob,
@@ -380,3 +381,29 @@ def test_nothing_is_read_back_to_the_host():
 def test_radius_must_be_positive():
     with pytest.raises(ValueError, match='radius must be positive, got 0'):
         two_rounds(gaussians, radius=0)
+
+
+def test_deviations_are_fitted_by_likelihood():
+    generator = torch.Generator().manual_seed(0)
+    std = torch.rand(4000, 4, generator=generator) + 0.1
+    errors = 0.3 * std**0.5 * torch.randn(std.shape, generator=generator)
+    factor, power = fit_deviations(errors, std)
+    assert factor == pytest.approx(0.3, rel=0.05)
+    assert power == pytest.approx(0.5, abs=0.051)
+
+    def unlikely(deviation):
+        return (
+            errors / deviation
+        ).square().mean() / 2 + deviation.log().mean()
+
+    constant = errors.square().mean().sqrt().expand_as(std)
+    assert unlikely(factor * std**power) < unlikely(constant)
+
+
+def test_unknown_deviations_and_no_errors_change_nothing():
+    nothing = torch.zeros(0, 4)
+    assert fit_deviations(nothing, nothing) == (1, 1)
+    errors = torch.tensor([[0.2, torch.nan, 0.3, 0.1]])
+    std = torch.tensor([[0.1, 0.1, torch.nan, 0.0]])
+    assert fit_deviations(errors, std)[0] > 0
+    assert fit_deviations(0 * std.nan_to_num(), std) == (1, 1)

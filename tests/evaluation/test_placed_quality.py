@@ -66,20 +66,23 @@ def test_a_gain_is_that_of_the_matched_boxes_weighted_by_score(model, data):
 def test_the_factor_makes_deviations_agree_with_errors(model, data):
     """Twice: a factor that is set already must not count."""
     for known in (1.0, 3.0):
-        model.energy_model.density.set_numbers(std_factor=known)
+        model.energy_model.density.set_numbers(
+            std_factor=known, std_power=known / 2
+        )
         placed = place(model, data, [STAY])
         found, _, samples = detect_with_votes(model, data[0])
         rows, truth = matched_rows(found, samples)
         boxes = torch.cat([each.bboxes for each in found])[rows]
         error = (boxes - truth) / (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        factor = placed.std_factor(0)
+        fit = placed.deviations(0)
         # With dof = 3 deviations are sqrt(3) s, but for the ends of the grid.
         s = model.energy_model.density.prior(
             boxes, torch.cat([each.scores for each in found])[rows]
         ).std
-        z = error / (0.2 / 0.04 * 1.73 * s[:, None])
-        assert factor == pytest.approx(
-            float(z.square().mean().sqrt()), rel=0.15
+        told = 0.2 / 0.04 * 1.73 * s[:, None]
+        changed = fit['std_factor'] * told ** fit['std_power']
+        assert float((error / changed).square().mean()) == pytest.approx(
+            1, rel=0.2
         )
 
 
@@ -111,8 +114,8 @@ def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
         def gain(self, setting):
             return (-0.1 * (setting > 0), 0.05)
 
-        def std_factor(self, setting):
-            return 1.5
+        def deviations(self, setting):
+            return dict(std_factor=1.5)
 
         def average_precision(self, setting, power):
             return dict(AP=0.5)
@@ -131,8 +134,8 @@ def test_ap_has_a_veto(model, data, monkeypatch):
         def gain(self, setting):
             return (0.1 * (setting > 0), 0.05)
 
-        def std_factor(self, setting):
-            return 2.0 - (setting > 0)
+        def deviations(self, setting):
+            return dict(std_factor=2.0 - (setting > 0))
 
         def average_precision(self, setting, power):
             return dict(AP=0.5 if power is None else 0.4)

@@ -250,6 +250,33 @@ def test_the_fitted_factor_multiplies_deviations(uncertainty):
     torch.testing.assert_close(twice.covariance, 4 * usual.covariance)
 
 
+@pytest.mark.parametrize('uncertainty', METHODS)
+def test_the_fitted_power_brings_deviations_together(uncertainty):
+    model = energy_model(density=dict(side_std=0.1), uncertainty=uncertainty)
+    usual = around(model, boxes())
+    model.density.set_numbers(std_factor=0.3, std_power=0.5)
+    found = around(model, boxes())
+    size = (boxes().corners[:, 2:] - boxes().corners[:, :2]).repeat(1, 2)
+    known = usual.std.isfinite().all(1)
+    assert known.any()
+    expected = 0.3 * (usual.std / size).sqrt()
+    torch.testing.assert_close(found.std / size, expected, equal_nan=True)
+    # The covariance is that of the same sides.
+    of = torch.tensor(
+        [[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]]
+    )
+    sides = of @ found.covariance @ of.T
+    if uncertainty is None or uncertainty.get('method') == 'laplace':
+        torch.testing.assert_close(
+            sides.diagonal(dim1=1, dim2=2)[known], expected[known].square()
+        )
+    model.density.set_numbers(std_power=0.0)
+    alike = around(model, boxes()).std / size
+    torch.testing.assert_close(
+        alike[known], torch.full_like(alike[known], 0.3)
+    )
+
+
 def test_log_probability_is_a_density_in_the_space_of_the_box():
     """A box of half the size of the prior's centre, and the prior alone."""
     density = dict(temperature=math.inf, side_std=0.2, dof=50.0)

@@ -1,4 +1,4 @@
-"""Calibration, energy maps: from the command line, on a random detector."""
+"""Calibration, energy maps, changes: from the command line, on a random model."""
 
 import json
 from dataclasses import replace
@@ -139,3 +139,46 @@ def test_energy_maps_of_an_image(energy, digits, monkeypatch, tmp_path):
     }
     with pytest.raises(SystemExit, match='no detection 500: the image has'):
         run_tool(monkeypatch, 'analysis/energy_map', *arguments, '500')
+
+
+def test_boxes_that_changed_most_are_drawn(
+    energy, monkeypatch, tmp_path, capsys
+):
+    config, checkpoint = energy
+    detect = EnergyDetector.detect
+
+    def planted(self, inputs, samples):
+        """The best detections lie a few pixels from annotations."""
+        found = detect(self, inputs, samples)
+        for instances, sample in zip(found.instances, samples):
+            truth = sample.gt_instances
+            if 'bboxes' not in truth:  # an image that is to be drawn
+                continue
+            scale = torch.tensor(sample.scale_factor).repeat(2)
+            corners = truth.bboxes * scale
+            number = len(truth)
+            instances.bboxes[:number] = corners + 1
+            instances.initial_bboxes[:number] = corners + 2
+            instances.labels[:number] = truth.labels
+        return found
+
+    monkeypatch.setattr(EnergyDetector, 'detect', planted)
+    arguments = (config, checkpoint, '--device', 'cpu', '--number', '1')
+    run_tool(
+        monkeypatch,
+        'analysis/changes',
+        *arguments,
+        '--out-dir',
+        tmp_path,
+        '--score-thr',
+        '0',
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{kind}_0.jpg' for kind in ('better', 'typical', 'worse')
+    }
+    text = capsys.readouterr().out
+    assert ' 100 % fit better, 0 % worse' in text
+    with pytest.raises(SystemExit, match='no detection of val matches'):
+        run_tool(
+            monkeypatch, 'analysis/changes', *arguments, '--score-thr', '1.1'
+        )
