@@ -1,4 +1,4 @@
-"""Calibration, energy maps, changes: from the command line, on a random model."""
+"""Calibration, energy maps and changes, on a detector of random weights."""
 
 import json
 from dataclasses import replace
