@@ -33,10 +33,14 @@ from mmdet_ebm.models.trackers import TrackRefiner
 from mmdet_ebm.tracking import (
     OPENCV_TRACKERS,
     OpenCVTracker,
+    Track,
+    box_overlaps,
     evaluate_boxes,
     find_tracks,
+    read_frame,
     write_boxes,
 )
+from mmdet_ebm.visualization import ContactSheet
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,7 +76,45 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='also write NAME_std.txt: standard deviations of the sides',
     )
+    parser.add_argument(
+        '--pictures',
+        action='store_true',
+        help='also write NAME.jpg: some frames with the boxes',
+    )
     return parser.parse_args()
+
+
+def contact_sheet(
+    track: Track, before: np.ndarray, after: np.ndarray, number: int = 8
+) -> ContactSheet:
+    """Some frames of a sequence, with the boxes before and after.
+
+    Args:
+        track: Its frames and true boxes.
+        before: (T, 4) the tracker's.
+        after: (T, 4) refined.
+        number: Frames to show, evenly spread.
+    """
+    last = len(track.frames) - 1
+    shown = np.unique(np.linspace(min(1, last), last, number).round())
+    shown = [
+        (n, frame[..., ::-1])
+        for n in shown.astype(int)
+        if (frame := read_frame(track.frames[n])) is not None
+    ]
+    rows = [n for n, _ in shown]
+    boxes = dict(
+        before=before[rows], after=after[rows], truth=track.boxes[rows]
+    )
+    overlaps = (
+        box_overlaps(boxes[kind], boxes['truth'])
+        for kind in ('before', 'after')
+    )
+    titles = [
+        f'frame {n}: IoU {old:.2f}, refined {new:.2f}'
+        for n, old, new in zip(rows, *overlaps)
+    ]
+    return ContactSheet([frame for _, frame in shown], titles, **boxes)
 
 
 def main() -> None:
@@ -97,6 +139,9 @@ def main() -> None:
         write_boxes(out / f'{track.name}.txt', refined.boxes, 1)
         if args.uncertainty:
             np.savetxt(out / f'{track.name}_std.txt', refined.std, '%.2f', ',')
+        if args.pictures:
+            sheet = contact_sheet(track, np.asarray(own), refined.boxes)
+            sheet.save(out / f'{track.name}.jpg')
         before[track.name] = evaluate_boxes(own, track.boxes)
         after[track.name] = evaluate_boxes(refined.boxes, track.boxes)
         seconds += refined.seconds[1:].tolist()

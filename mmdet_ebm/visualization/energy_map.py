@@ -8,20 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..models.energy_map import EnergyMap
-from .refinement import AFTER_COLOUR, BEFORE_COLOUR, side_bands
+from .marks import AFTER, BEFORE, STYLES, rectangle
+from .refinement import side_bands
 
 # Log-densities this far below the maximum, and lower ones, have one colour.
 _DEPTH = 12.0
 # Fall of a Gaussian's log-density at 1, 2 and 3 standard deviations.
 _FALLS = (0.5, 2.0, 4.5)
-_BEFORE, _AFTER = (
-    tuple(c / 255 for c in colour) for colour in (BEFORE_COLOUR, AFTER_COLOUR)
-)
-_TRUTH = 'magenta'  # to be seen on light and dark images
 
 
 class EnergyMapFigure:
@@ -103,15 +99,13 @@ class EnergyMapFigure:
         boxes = [before, after]
         if truth is not None:
             boxes.append(truth.cpu())
-            style = dict(edgecolor=_TRUTH, linestyle=':', label='annotation')
-            axes.add_patch(_rectangle(truth, **style))
-        style = dict(edgecolor=_BEFORE, linestyle='--', label='before')
-        axes.add_patch(_rectangle(before, **style))
-        self._box = _rectangle(after, edgecolor=_AFTER, label='refined')
+            axes.add_patch(rectangle(truth, **STYLES['truth']))
+        axes.add_patch(rectangle(before, **STYLES['before']))
+        self._box = rectangle(after, **STYLES['after'])
         axes.add_patch(self._box)
         for band in side_bands(after[None], self.energy.std[None]):
-            style = dict(fill=True, color=_AFTER, alpha=0.4, linewidth=0)
-            axes.add_patch(_rectangle(band, **style))
+            style = dict(fill=True, color=AFTER, alpha=0.4, linewidth=0)
+            axes.add_patch(rectangle(band, **style))
         corners = np.stack(boxes)
         low, high = corners[:, :2].min(0), corners[:, 2:].max(0)
         margin = 0.35 * (high - low).max()
@@ -152,13 +146,6 @@ def _draw_map(
     style = dict(colors='white', linewidths=0.6)
     axes.contour(axis, axis, values, levels, **style)
     (line,) = axes.plot([], [], '.-', color='white', linewidth=1, markersize=4)
-    axes.plot(*path[0], 'o', color=_BEFORE, markersize=5)
-    (end,) = axes.plot([], [], 'o', color=_AFTER, markersize=5)
+    axes.plot(*path[0], 'o', color=BEFORE, markersize=5)
+    (end,) = axes.plot([], [], 'o', color=AFTER, markersize=5)
     return line, end, path
-
-
-def _rectangle(corners: Tensor, **style) -> Rectangle:
-    """A box by its outline, unless the style says otherwise."""
-    x1, y1, x2, y2 = corners.tolist()
-    style = dict(fill=False, linewidth=1.2) | style
-    return Rectangle((x1, y1), x2 - x1, y2 - y1, **style)

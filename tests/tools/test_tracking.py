@@ -116,8 +116,13 @@ def test_boxes_are_fitted_and_refined(files, monkeypatch, capsys):
             '--out',
             files / 'out',
             '--uncertainty',
+            '--pictures',
         ),
     )
+    assert {path.name for path in (files / 'out').glob('*.jpg')} == {
+        'a.jpg',
+        'b.jpg',
+    }
     assert 'interval' in capsys.readouterr().out
     own = read_boxes(files / 'boxes' / 'a.txt', 1)
     refined = read_boxes(files / 'out' / 'a.txt', 1)
