@@ -18,7 +18,7 @@ import mmdet_ebm.process_settings  # noqa: F401
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.engine import screen
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,8 +26,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument(
         'folder',
         nargs='?',
@@ -45,15 +44,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--open', action='store_true', help='also open the page in a browser'
-    )
-    parser.add_argument(
-        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries',
     )
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
 """Fit how much a checkpoint's energy model and its detector are trusted.
 
-Training does this by itself where there is a val split. This tool does it for
-a checkpoint without it, or again on other images. The fitted numbers go into
-the new checkpoint and are printed.
+Training does this by itself, on the val split or on images that it keeps
+aside. This tool does it for a checkpoint without it, or again on other images.
+The fitted numbers go into the new checkpoint and are printed.
 
   python tools/fit_density.py CONFIG CHECKPOINT --out fitted.pth
 """
@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from mmdet_ebm.apis import build_model, checks, data_checks
 from mmdet_ebm.core import FixedBoxDensity
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.engine.progress_hook import PassProgress
 from mmdet_ebm.evaluation.placed_quality import fit_model
 
@@ -30,8 +30,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument('--out', required=True, help='checkpoint to write')
     parser.add_argument(
         '--split',
@@ -39,13 +38,6 @@ def parse_args() -> argparse.Namespace:
         default='val',
         help='held-out images, seen neither by the detector nor by the '
         'energy model (default: val)',
-    )
-    parser.add_argument('--device', help='default: the first GPU, or the CPU')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries',
     )
     return parser.parse_args()
 

@@ -32,7 +32,7 @@ from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.apis.results_folder import write_file
 from mmdet_ebm.engine import screen
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,8 +40,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -96,16 +95,7 @@ def parse_args() -> argparse.Namespace:
         help='drop what an earlier run left in OUT_DIR',
     )
     parser.add_argument(
-        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
-    )
-    parser.add_argument(
         '--verbose', action='store_true', help="show mmengine's messages, too"
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries, e.g. model.refinement.ascent=False',
     )
     args = parser.parse_args()
     if args.batch_size < 1:

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from mmdet_ebm.apis import build_model, checks, data_checks
 from mmdet_ebm.apis.results_folder import write_file
 from mmdet_ebm.engine import screen
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.engine.progress_hook import PassProgress
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.coco_matching import coco_results
@@ -63,8 +63,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument(
         '--out',
         type=Path,
@@ -82,13 +81,6 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=300,
         help='bootstrap resamples for the intervals (default: 300)',
-    )
-    parser.add_argument('--device', help='default: the first GPU, or the CPU')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries; the written config does not have them',
     )
     args = parser.parse_args()
     if args.out.suffix != '.py':

@@ -1,5 +1,6 @@
-"""Changes to a config on a command line."""
+"""A model on a command line, and changes to its config."""
 
+import argparse
 import os
 from typing import Any
 
@@ -18,3 +19,31 @@ class ConfigOptions(DictAction):
         if '/' in val and os.path.exists(val):
             return val
         return DictAction._parse_iterable(val)
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser,
+    several: bool = False,
+    example: str = 'model.refinement.ascent=False',
+) -> None:
+    """Config, checkpoint, ``--device`` and ``--cfg-options``.
+
+    Args:
+        parser: Gets them; other positional arguments come after these two.
+        several: Take ``checkpoints``, one or more.
+        example: Of an option.
+    """
+    parser.add_argument('config', help='config file of the energy model')
+    if several:
+        parser.add_argument('checkpoints', nargs='+', help='its checkpoints')
+    else:
+        parser.add_argument('checkpoint', help='its checkpoint file')
+    parser.add_argument(
+        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        help=f'override config entries, e.g. {example}',
+    )

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.evaluation.calibration import (
     LEVELS,
     SideErrors,
@@ -68,8 +68,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoints', nargs='+', help='its checkpoints')
+    add_model_arguments(
+        parser,
+        several=True,
+        example='model.energy_model.uncertainty.method=sampling',
+    )
     parser.add_argument(
         '--out',
         type=Path,
@@ -88,16 +91,6 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=0.5,
         help='least IoU of a match (default: 0.5)',
-    )
-    parser.add_argument(
-        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries, e.g. '
-        'model.energy_model.uncertainty.method=sampling',
     )
     return parser.parse_args()
 

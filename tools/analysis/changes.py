@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.explorer.look import detect
 from mmdet_ebm.models import EnergyDetector
@@ -70,8 +70,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument(
         '--split', choices=['val', 'test'], default='val', help='default: val'
     )
@@ -92,15 +91,6 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=Path('changes'),
         help='folder for the pictures (default: changes)',
-    )
-    parser.add_argument(
-        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries',
     )
     args = parser.parse_args()
     if args.number < 1:

@@ -18,7 +18,7 @@ import mmcv
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.explorer.look import detect
 from mmdet_ebm.models.energy_map import compute_energy_map
 from mmdet_ebm.visualization import EnergyMapFigure
@@ -29,8 +29,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
+    add_model_arguments(parser)
     parser.add_argument('image', help='image file')
     parser.add_argument(
         '--detection',
@@ -56,15 +55,6 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=41,
         help='points along the side of a map (default: 41)',
-    )
-    parser.add_argument(
-        '--device', help='e.g. cuda:0 or cpu (default: a GPU if any)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        help='override config entries',
     )
     args = parser.parse_args()
     if args.resolution < 2:
