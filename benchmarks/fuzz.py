@@ -38,12 +38,14 @@ from tabulate import tabulate
 
 from mmdet_ebm.apis import EnergyDetInferencer
 from mmdet_ebm.apis.checks import load_checkpoint_file, require_weights
-from mmdet_ebm.apis.inputs import expand_inputs, read_image
+from mmdet_ebm.apis.inputs import expand_inputs
 from mmdet_ebm.apis.results_folder import ResultsFolder
 from mmdet_ebm.core import BoxAscent, GaussianMixtureNoise, IoUNetAscent
 from mmdet_ebm.datasets.coco_check import check_coco_split
+from mmdet_ebm.decoding import read_image
 from mmdet_ebm.models import UncertaintyEstimator
 from mmdet_ebm.ops import prroi_pool
+from mmdet_ebm.tracking import Region, find_tracks, read_frame
 
 CONFIG = (
     Path(__file__).resolve().parent.parent
@@ -284,6 +286,50 @@ class Fuzz:
         with redirect_stderr(io.StringIO()):
             report = check_coco_split(folder, 'val', 2, subset=True)
         require(bool(report.facts or report.errors), 'an empty report')
+
+    def tracks(self, draw: random.Random, folder: Path) -> None:
+        """Sequences whose boxes and frames are damaged, and their patches."""
+        for number in range(draw.randint(1, 3)):
+            place = folder / f'video{number}' / 'img'
+            place.mkdir(parents=True)
+            count = draw.randint(1, 3)
+            for frame in range(count):
+                (place / f'{frame:04d}.jpg').write_bytes(
+                    damaged(picture(draw), draw)
+                    if draw.random() < 0.3
+                    else picture(draw)
+                )
+            lines = '\n'.join(
+                draw.choice([',', ' ', '\t', ';']).join(
+                    str(
+                        draw.choice([1, 5, 20, 0, -3, 1e30, 'nan', 1e308, 9.5])
+                    )
+                    for _ in range(4)
+                )
+                for _ in range(count)
+            )
+            (place.parent / 'groundtruth_rect.txt').write_bytes(
+                damaged(lines.encode(), draw)
+                if draw.random() < 0.3
+                else lines.encode()
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # they name what is left out
+            tracks = find_tracks(folder, 'otb')
+        for track in tracks:
+            boxes = track.boxes[track.present]
+            require(bool((boxes[:, 2:] > boxes[:, :2]).all()), 'an empty box')
+            for path, box in zip(track.frames, track.boxes):
+                frame = read_frame(path)
+                if frame is None or not np.isfinite(box).all():
+                    continue
+                region = Region.around(box, draw.choice([1.0, 2.5, 5.0]), 16)
+                patch = region.cut(frame)
+                require(patch.shape == (16, 16, 3), f'a patch {patch.shape}')
+                require(
+                    bool(np.isfinite(region.to_patch(box)).all()),
+                    'a box that is not finite',
+                )
 
     def options(self, draw: random.Random, folder: Path) -> None:
         """Options of the parts that configs name."""

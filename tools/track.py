@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.tracking import build_tracking_model
+from mmdet_ebm.decoding import UnreadableInput, read_frames
 from mmdet_ebm.models.trackers import EnergySOT
 from mmdet_ebm.tracking import read_frame, write_boxes
 
@@ -53,14 +54,14 @@ def frames_of(video: Path) -> Iterator[np.ndarray]:
             else:
                 yield frame
         return
-    capture = cv2.VideoCapture(str(video))
-    if not capture.isOpened():
-        raise ValueError(f'{video} is no video that OpenCV can open')
-    while True:
-        read, frame = capture.read()
-        if not read:
-            return
-        yield frame
+    number = 0
+    try:
+        for number, frame in enumerate(read_frames(video), 1):  # noqa: B007
+            yield frame
+    except UnreadableInput as error:
+        if number == 0:
+            raise ValueError(f'{video}: {error}') from error
+        print(f'{video}: {error}')
 
 
 def parse_box(text: str) -> np.ndarray:

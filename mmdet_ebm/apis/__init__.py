@@ -5,9 +5,10 @@ from ..environment import require_mmdet
 require_mmdet()
 
 
+from ..decoding import read_image
 from .exports import to_supervision
 from .inferencer import EnergyDetInferencer
-from .inputs import expand_inputs, read_image
+from .inputs import expand_inputs
 from .model import build_model
 from .results import ImageResult, Summary, to_instances, to_prediction
 from .results_folder import SavedImage, SavedResults

@@ -8,8 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..decoding import frame_rate
 from ..visualization import draw_refinement
-from .inputs import Source, frame_rate
+from .inputs import Source
 from .results import to_instances
 from .results_folder import ResultsFolder, write_file
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import UnreadableInput, read_frames, read_image
 from .batching import EndOfVideo, PendingImage
-from .inputs import Source, UnreadableInput, read_frames, read_image
+from .inputs import Source
 from .pictures import PictureWriter
 from .results import ImageResult
 from .results_folder import ResultsFolder, frame_name

@@ -10,7 +10,8 @@ import mmcv
 import numpy as np
 import torch
 
-from ..apis.inputs import UnreadableInput, expand_inputs, read_image
+from ..apis.inputs import expand_inputs
+from ..decoding import UnreadableInput, read_image
 from ..models import EnergyDetector
 from ..visualization import EnergyMapFigure, draw_refinement
 from ..visualization.refinement import BEFORE_COLOUR, zoomed

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# Pixels from a frame beyond which no region goes, so that they stay integers.
+_FAR = 2**30
+# Pixels of a region that is reduced before its edge is continued.
+_LARGE = 2**24
+
 
 @dataclass(frozen=True)
 class Region:
@@ -47,9 +52,9 @@ class Region:
         unit = max(float(np.sqrt((last - first).clip(min=0).prod())), 2.0)
         centre = (first + last) / 2 + unit * np.asarray(shift)
         sides = np.exp(log_scale) * unit * context
-        width, height = np.maximum(np.round(sides), 1).astype(int).tolist()
-        x, y = np.round(centre - sides / 2).astype(int).tolist()
-        return cls(x, y, width, height, size)
+        sides = np.round(sides).clip(1, _FAR)
+        corner = np.round(centre - sides / 2).clip(-_FAR, _FAR)
+        return cls(*(int(value) for value in (*corner, *sides)), size)
 
     @property
     def _scale(self) -> np.ndarray:
@@ -71,17 +76,45 @@ class Region:
         top, bottom = np.clip([self.y, self.y + self.height], 0, height)
         left, top = min(left, width - 1), min(top, height - 1)
         right, bottom = max(right, left + 1), max(bottom, top + 1)
+        part = frame[top:bottom, left:right]
+        # What is missing above, below, to the left and to the right.
+        borders = np.maximum(
+            [
+                top - self.y,
+                self.y + self.height - bottom,
+                left - self.x,
+                self.x + self.width - right,
+            ],
+            0,
+        )
+        if self.width * self.height > _LARGE:
+            return self._reduced(part, borders)
         patch = cv2.copyMakeBorder(
-            frame[top:bottom, left:right],
-            max(top - self.y, 0),
-            max(self.y + self.height - bottom, 0),
-            max(left - self.x, 0),
-            max(self.x + self.width - right, 0),
-            cv2.BORDER_REPLICATE,
+            part, *borders.tolist(), cv2.BORDER_REPLICATE
         )[: self.height, : self.width]
         shrinks = self.size < max(self.width, self.height)
         return cv2.resize(
             patch,
             (self.size, self.size),
             interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        )
+
+    def _reduced(self, part: np.ndarray, borders: np.ndarray) -> np.ndarray:
+        """The patch of a large region, in the memory of a small one."""
+        scale = self.size / np.array([self.height, self.width])
+        height, width = np.clip(
+            np.round(part.shape[:2] * scale), 1, self.size
+        ).astype(int)
+        first = np.round(borders[[0, 2]] * scale).astype(int)
+        top, left = np.minimum(first, [self.size - height, self.size - width])
+        small = cv2.resize(
+            part, (int(width), int(height)), interpolation=cv2.INTER_AREA
+        )
+        return cv2.copyMakeBorder(
+            small,
+            int(top),
+            int(self.size - height - top),
+            int(left),
+            int(self.size - width - left),
+            cv2.BORDER_REPLICATE,
         )

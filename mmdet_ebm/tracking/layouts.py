@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..decoding import read_image
 from .text import read_boxes
 from .tracks import DamagedTrack, Track
 
@@ -207,11 +208,8 @@ def _remove_absent(boxes: np.ndarray, file: Path) -> None:
 
 def _extent(file: Path) -> np.ndarray:
     """(4,) corners of a mask; NaN for an empty one."""
-    from PIL import Image
-
-    mask = np.asarray(Image.open(file))
-    if mask.ndim == 3:
-        mask = mask.max(2)
+    # Colours of a palette say which object it is; 0 is the background.
+    mask = read_image(file).max(2)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.full(4, np.nan)

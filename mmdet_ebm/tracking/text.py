@@ -38,9 +38,10 @@ def read_boxes(path: str | Path, first_pixel: int) -> np.ndarray:
             )
         rows.append(row)
     boxes = np.array(rows, float).reshape(-1, 4)
-    known = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
     first = boxes[:, :2] - first_pixel
-    corners = np.hstack([first, first + boxes[:, 2:]])
+    with np.errstate(over='ignore'):  # infinity is not known either
+        corners = np.hstack([first, first + boxes[:, 2:]])
+    known = np.isfinite(corners).all(1) & (corners[:, 2:] > first).all(1)
     corners[~known] = np.nan
     return corners
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+from ..decoding import UnreadableInput, read_image
 
 
 class DamagedTrack(ValueError):
@@ -47,7 +48,6 @@ class Track:
 def read_frame(path: str | Path) -> np.ndarray | None:
     """A frame (H, W, 3) BGR uint8; None if the file is damaged."""
     try:
-        frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error:
+        return read_image(Path(path))
+    except UnreadableInput:
         return None
-    return frame

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import load
-from mmdet_ebm.apis.inputs import UnreadableInput, read_image
+from mmdet_ebm.decoding import UnreadableInput, read_image
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith('linux'), reason='reads /proc'

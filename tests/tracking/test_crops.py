@@ -1,5 +1,6 @@
 """Regions and patches: a target is where the mapped box says it is."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -47,3 +48,37 @@ def test_beyond_the_frame_its_edge_goes_on():
 def test_a_box_without_area_has_a_region():
     region = Region.around(np.array([5.0, 5, 5, 5]), 2.5, 16)
     assert region.cut(np.zeros((20, 20, 3), np.uint8)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize('scale', [1, 30])
+def test_a_large_region_is_like_a_smaller_one_of_the_same_place(scale):
+    """30 times the frame: the patch is made without all those pixels."""
+    rng = np.random.default_rng(0)
+    frame = cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (400, 300))
+    box = np.array([20.0, 30, 380, 270])
+    region = Region.around(box, 1.5, 48)
+    large = Region(
+        *(scale * v for v in (region.x, region.y)),
+        scale * region.width,
+        scale * region.height,
+        48,
+    )
+    big = cv2.resize(frame, None, fx=scale, fy=scale)
+    difference = large.cut(big).astype(float) - region.cut(frame)
+    assert np.abs(difference).mean() < 12  # positions are rounded
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        [0, 0, 1e30, 1e30],
+        [1e30, 0, 2e30, 9],
+        [-1e300, 0, -1e299, 5],
+        [0, 0, 1e6, 2],
+    ],
+)
+def test_no_box_is_too_far_or_too_large(box):
+    region = Region.around(np.array(box, float), 5.0, 32)
+    frame = np.full((60, 80, 3), 7, np.uint8)
+    patch = region.cut(frame)
+    assert patch.shape == (32, 32, 3) and (patch == 7).all()

@@ -4,8 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ebm.tracking import find_tracks, read_boxes, write_boxes
+from mmdet_ebm.tracking import (
+    find_tracks,
+    read_boxes,
+    read_frame,
+    write_boxes,
+)
 
+from ..helpers import write_damaged_files
 from .videos import moving_square, write_lines, write_otb
 
 FRAMES, BOXES = moving_square(4)
@@ -144,3 +150,24 @@ def test_boxes_survive_a_file(tmp_path):
         np.testing.assert_allclose(
             read_boxes(tmp_path / 'a.txt', first_pixel), boxes
         )
+
+
+def test_boxes_that_are_no_numbers_of_pixels_are_unknown(tmp_path):
+    (tmp_path / 'boxes.txt').write_text(
+        '1,1,4,4\n1e308,1,1e308,5\nnan,1,2,3\n1,1,0,5\n1,1,-2,5\n1e20,1,1,5\n'
+    )
+    boxes = read_boxes(tmp_path / 'boxes.txt', 1)
+    assert np.isfinite(boxes).all(1).tolist() == [True] + [False] * 5
+
+
+def test_frames_and_masks_of_strangers_are_damaged_not_dangerous(tmp_path):
+    for path, _ in write_damaged_files(tmp_path / 'damaged'):
+        assert read_frame(path) is None
+    davis(tmp_path / 'davis')
+    (mask, *_) = sorted((tmp_path / 'davis').rglob('Annotations/**/*.png'))
+    mask.write_bytes(mask.read_bytes()[:-30])
+    with (
+        pytest.warns(UserWarning, match='left out: a: '),
+        pytest.raises(ValueError, match='no sequence'),
+    ):
+        find_tracks(tmp_path / 'davis', 'davis')

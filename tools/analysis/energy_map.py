@@ -14,9 +14,7 @@ import mmdet_ebm.process_settings  # noqa: F401
 
 # isort: split
 
-import mmcv
-
-from mmdet_ebm.apis import build_model
+from mmdet_ebm.apis import build_model, read_image
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.explorer.look import detect
@@ -70,9 +68,7 @@ def draw(args: argparse.Namespace) -> None:
         args.config, args.checkpoint, args.device, args.cfg_options
     )
     require_energy_model(model)
-    image = mmcv.imread(args.image)
-    if image is None:
-        raise ValueError(f'{args.image} is no image that can be read')
+    image = read_image(Path(args.image))
     found, sample = detect(model, image)
     detections = found.instances[0]
     missing = [n for n in args.detection if not 0 <= n < len(detections)]
