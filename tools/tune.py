@@ -183,10 +183,12 @@ class Tuning:
             )
 
     def _key(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        digest = hashlib.sha256()
         with open(self.args.checkpoint, 'rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+            while part := file.read(2**20):
+                digest.update(part)
         return dict(
-            checkpoint=digest,
+            checkpoint=digest.hexdigest(),
             model=hashlib.sha256(
                 repr(self.model.cfg.model).encode()
             ).hexdigest(),
