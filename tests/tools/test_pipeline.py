@@ -449,7 +449,7 @@ def test_interrupted_tuning_goes_on_where_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            'mmdet_ebm.evaluation.bootstrap.coco_results', interrupted
+            'mmdet_ebm.evaluation.coco_matching.coco_results', interrupted
         )
         with pytest.raises(KeyboardInterrupt):
             run_tool(monkeypatch, 'tune', *arguments)
@@ -461,7 +461,7 @@ def test_interrupted_tuning_goes_on_where_it_was(
     seen.clear()
     with monkeypatch.context() as patch:
         patch.setattr(
-            'mmdet_ebm.evaluation.bootstrap.coco_results',
+            'mmdet_ebm.evaluation.coco_matching.coco_results',
             lambda image_id, *rest: (
                 seen.append(image_id) or coco_results(image_id, *rest)
             ),
