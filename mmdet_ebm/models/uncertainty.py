@@ -105,8 +105,18 @@ class BoxUncertainty:
         relative = self.std / _size(corners)
         # A side that is known exactly stays so.
         ratio = factor * relative.clamp(min=1e-6) ** (power - 1)
-        sides = self.std.new_tensor(_SIDES_OF_RELATIVE)
-        change = sides.inverse() @ ratio.diag_embed() @ sides
+        # For the shift (a + b) / 2 and the log-size b - a of sides a and b.
+        first, last = ratio.split(2, 1)
+        mean, difference = (
+            each.diag_embed() for each in ((first + last) / 2, last - first)
+        )
+        change = torch.cat(
+            [
+                torch.cat([mean, difference / 4], 2),
+                torch.cat([difference, mean], 2),
+            ],
+            1,
+        )
         return replace(
             self,
             std=ratio * self.std,
