@@ -52,8 +52,8 @@ class Region:
         unit = max(float(np.sqrt((last - first).clip(min=0).prod())), 2.0)
         centre = (first + last) / 2 + unit * np.asarray(shift)
         sides = np.exp(log_scale) * unit * context
-        sides = np.round(sides).clip(1, _FAR)
         corner = np.round(centre - sides / 2).clip(-_FAR, _FAR)
+        sides = np.round(sides).clip(1, _FAR)
         return cls(*(int(value) for value in (*corner, *sides)), size)
 
     @property

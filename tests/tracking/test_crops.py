@@ -45,6 +45,12 @@ def test_beyond_the_frame_its_edge_goes_on():
     assert (far == frame[0][0, 0]).all()
 
 
+def test_regions_are_the_whole_pixels_that_shipped_weights_were_trained_on():
+    region = Region.around(np.array([9.9, 20, 30.9, 42]), 2.5, 96)
+    # The root of the area is 21.494, the side 53.735: 20.4 - 26.868 is -6.468.
+    assert region == Region(-6, 4, 54, 54, 96)
+
+
 def test_a_box_without_area_has_a_region():
     region = Region.around(np.array([5.0, 5, 5, 5]), 2.5, 16)
     assert region.cut(np.zeros((20, 20, 3), np.uint8)).shape == (16, 16, 3)
