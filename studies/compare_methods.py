@@ -87,18 +87,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('data', choices=list(SIZES))
-    parser.add_argument(
-        '--work-dir', type=Path, help='default: work_dirs/methods/DATA'
-    )
-    parser.add_argument(
-        '--methods',
-        nargs='+',
-        choices=list(METHODS),
-        default=list(METHODS),
-        metavar='METHOD',
-        help=f'of {", ".join(METHODS)} (default: all)',
-    )
+    add_method_arguments(parser, list(METHODS))
     parser.add_argument(
         '--out',
         type=Path,
@@ -106,6 +95,24 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         'it (default: WORK_DIR/methods.json)',
     )
     return parse_study_args(parser, arguments)
+
+
+def add_method_arguments(
+    parser: argparse.ArgumentParser, methods: Sequence[str]
+) -> None:
+    """Data, work dir and which of some methods."""
+    parser.add_argument('data', choices=list(SIZES))
+    parser.add_argument(
+        '--work-dir', type=Path, help='default: work_dirs/methods/DATA'
+    )
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=methods,
+        default=methods,
+        metavar='METHOD',
+        help=f'of {", ".join(methods)} (default: all)',
+    )
 
 
 class Study:

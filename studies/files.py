@@ -1,7 +1,7 @@
 """Where things are, and how the studies write their results."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from boltons.fileutils import atomic_save, mkdir_p
@@ -45,10 +45,10 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f'{100 * sum(values) / len(values):.1f} ({low:.1f} to {high:.1f})'
 
 
-def interval(difference: dict[str, float]) -> str:
+def interval(difference: Mapping[str, float], decimals: int = 1) -> str:
     """A difference of fractions with its interval, in per cent."""
     middle, low, high = (
-        f'{100 * difference[key]:+.1f}'
+        f'{100 * difference[key]:+.{decimals}f}'
         for key in ('difference', 'low', 'high')
     )
     return f'{middle} [{low}, {high}]'

@@ -27,9 +27,9 @@ from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.placed_quality import fit_model
 from mmdet_ebm.evaluation.stages import used
-from mmdet_ebm.models import EnergyModel
+from mmdet_ebm.models import EnergyDetector, EnergyModel
 
-from .compare_methods import METHODS, SIZES
+from .compare_methods import METHODS, SIZES, add_method_arguments
 from .compare_stages import STAGES, detect
 from .energy_models import EnergyModels, small_config
 from .files import (
@@ -46,7 +46,7 @@ from .frozen import frozen_detector, parse_study_args
 SEVEN = [name for name in METHODS if name not in ('IoU-Net', 'NCE+ (SiLU)')]
 REFERENCE = 'NCE+'
 BEFORE = ('plain', 'voted')
-USED = (*BEFORE, 'placed', 'refined')
+AFTER = ('placed', 'refined')
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -55,18 +55,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('data', choices=list(SIZES))
-    parser.add_argument(
-        '--work-dir', type=Path, help='default: work_dirs/methods/DATA'
-    )
-    parser.add_argument(
-        '--methods',
-        nargs='+',
-        choices=SEVEN,
-        default=SEVEN,
-        metavar='METHOD',
-        help=f'of {", ".join(SEVEN)} (default: all)',
-    )
+    add_method_arguments(parser, SEVEN)
     parser.add_argument(
         '--chosen',
         type=Path,
@@ -99,7 +88,7 @@ def use_fitted(cfg: Config, checkpoint: Path, trained: EnergyModel) -> dict:
     """Fit on val and detect on test.
 
     Returns:
-        COCO results by stage, the ``line`` of the fit, and the ``density``.
+        ``results`` by stage, the ``line`` of the fit, and the ``density``.
     """
     model = MODELS.build(cfg.model)
     load_checkpoint(model, str(checkpoint), 'cpu', logger='silent')
@@ -108,19 +97,30 @@ def use_fitted(cfg: Config, checkpoint: Path, trained: EnergyModel) -> dict:
     model.to(next(trained.parameters()).device).eval()
     density = model.energy_model.density
     line = fit_model(model, Runner.build_dataloader(cfg.val_dataloader))
+    results = detect_stages(model, cfg, AFTER)
+    return dict(results=results, line=line, density=density.numbers())
+
+
+def detect_stages(
+    model: EnergyDetector, cfg: Config, stages: Sequence[str]
+) -> dict[str, list[dict]]:
+    """COCO results of the test split by stage."""
     loader = Runner.build_dataloader(cfg.test_dataloader)
     loader.dataset.full_init()
     results = {}
-    for name in USED:
+    for name in stages:
         with used(model, STAGES[name]):
             results[name], _ = detect(model, loader, name)
-    return dict(results=results, line=line, density=density.numbers())
+    return results
 
 
 def results_of(
     args: argparse.Namespace, index: int, work_dir: Path
-) -> dict[str, dict]:
-    """What :func:`use_fitted` gives for the methods of a seed."""
+) -> tuple[dict[str, list[dict]], dict[str, dict]]:
+    """Of a seed: results before, and what :func:`use_fitted` gives by method.
+
+    No energy model is asked in the stages before.
+    """
     seed = args.seeds[index]
     batch_size, num_views = SIZES[args.data]
     folder = work_dir / f'seed{seed}'
@@ -128,6 +128,9 @@ def results_of(
     settings = chosen_settings(
         args.chosen or ROOT / f'docs/results/methods_{args.data}.json'
     )
+    before = folder / 'before.json'
+    if not before.exists():
+        write_json(before, detect_stages(detector.model, detector.cfg, BEFORE))
     models = EnergyModels(detector, seed, folder)
     views = None
     found = {}
@@ -153,7 +156,7 @@ def results_of(
                 use_fitted(cfg, detector.checkpoint, trained.energy_model),
             )
         found[name] = json.loads(path.read_text())
-    return found
+    return json.loads(before.read_text()), found
 
 
 def compare(args: argparse.Namespace, work_dir: Path) -> dict:
@@ -163,26 +166,22 @@ def compare(args: argparse.Namespace, work_dir: Path) -> dict:
     matched: dict[str, list[MatchedDetections]] = {}
     fits: dict[str, list[dict]] = {}
     for index in range(len(args.seeds)):
-        found = results_of(args, index, work_dir)
+        results, found = results_of(args, index, work_dir)
         for name, each in found.items():
-            for stage, results in each.pop('results').items():
-                if stage in BEFORE:  # the same for all methods
-                    if len(matched.get(stage, ())) > index:
-                        continue
-                    key = stage
-                else:
-                    key = f'{name}, {stage}'
-                matched.setdefault(key, []).append(
-                    MatchedDetections(truth, results)
-                )
+            for stage, after in each.pop('results').items():
+                results[f'{name}, {stage}'] = after
             fits.setdefault(name, []).append(each)
-    last = USED[-1]
+        for key, detections in results.items():
+            matched.setdefault(key, []).append(
+                MatchedDetections(truth, detections)
+            )
+    last = AFTER[-1]
     pairs = [(f'{name}, {last}', before) for name in fits for before in BEFORE]
     if REFERENCE in fits:
         pairs += [
             (f'{name}, {stage}', f'{REFERENCE}, {stage}')
             for name in fits
-            for stage in USED[len(BEFORE) :]
+            for stage in AFTER
             if name != REFERENCE
         ]
     differences = bootstrap_differences(matched, pairs)

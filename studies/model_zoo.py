@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmdet_ebm.shipped import shipped_configs
 
-from .files import ROOT, table, write_text
+from .files import ROOT, interval, table, write_text
 
 PAGE = ROOT / 'docs/model_zoo.md'
 RESULTS = ROOT / 'docs/results'
@@ -105,7 +105,7 @@ def row_of(config: str, results: Sequence[Mapping]) -> list[str]:
         link,
         _mean(plain, 'AP'),
         _mean(refined, 'AP'),
-        *(_interval(gain[name]) for name in ('AP', 'AP75')),
+        *(interval(gain[name]) for name in ('AP', 'AP75')),
         str(len(plain)) + ('' if stage == _STAGES[0] else ', version 0.1'),
         f'{sum(minutes) / len(minutes):.0f} min' if minutes else '',
     ]
@@ -113,13 +113,6 @@ def row_of(config: str, results: Sequence[Mapping]) -> list[str]:
 
 def _mean(runs: Sequence[Mapping], name: str) -> str:
     return f'{100 * sum(run[name] for run in runs) / len(runs):.1f}'
-
-
-def _interval(gain: Mapping) -> str:
-    middle, low, high = (
-        f'{100 * gain[key]:+.1f}' for key in ('difference', 'low', 'high')
-    )
-    return f'{middle} [{low}, {high}]'
 
 
 def tracking_rows(summary: Mapping | None) -> list[list[str]]:

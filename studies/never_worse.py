@@ -19,7 +19,7 @@ from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.evaluation.bootstrap import METRICS
 
 from . import compare_stages
-from .files import ROOT, table, write_json, write_text
+from .files import ROOT, interval, table, write_json, write_text
 
 _NOISE = 0.1  # of annotations, relative to their boxes
 _FEW = 30  # images
@@ -176,11 +176,7 @@ def to_markdown(cases: dict[str, dict]) -> str:
         differences = figures['differences']['refined - plain']
         rows.append([case])
         for metric in METRICS:
-            middle, low, high = (
-                100 * differences[metric][key]
-                for key in ('difference', 'low', 'high')
-            )
-            rows[-1].append(f'{middle:+.2f} [{low:+.2f}, {high:+.2f}]')
+            rows[-1].append(interval(differences[metric], 2))
         rows[-1].append(
             ', '.join(
                 f'{100 * (after["AP"] - before["AP"]):+.2f}'

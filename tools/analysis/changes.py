@@ -23,6 +23,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
@@ -33,6 +34,7 @@ from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.evaluation.density_fit import match_batch
 from mmdet_ebm.explorer.look import detect
 from mmdet_ebm.models import EnergyDetector
+from mmdet_ebm.models.detectors.refinement import to_original_frame
 from mmdet_ebm.models.energy_map import compute_energy_map
 from mmdet_ebm.visualization import EnergyMapFigure
 
@@ -112,33 +114,25 @@ def find_changes(
         pairs = match_batch(found, samples, score_thr=args.score_thr)
         for each, sample, (rows, truth) in zip(found, samples, pairs):
             matched = each[rows]
-            boxes = matched.bboxes
-            initial = matched.get('initial_bboxes', boxes)
-            scale = boxes.new_tensor(
-                sample.metainfo.get('scale_factor', (1.0, 1.0))
-            ).repeat(2)
+            initial = matched.get('initial_bboxes', matched.bboxes)
             columns = (
                 matched.labels,
                 matched.scores,
                 bbox_overlaps(initial, truth, is_aligned=True),
-                bbox_overlaps(boxes, truth, is_aligned=True),
+                bbox_overlaps(matched.bboxes, truth, is_aligned=True),
             )
-            for box, wanted, (label, score, before, after) in zip(
-                (boxes / scale).cpu(),
-                (truth / scale).cpu(),
-                zip(*(column.tolist() for column in columns)),
-            ):
-                changes.append(
-                    Change(
-                        sample.img_path,
-                        label,
-                        score,
-                        box,
-                        wanted,
-                        before,
-                        after,
-                    )
+            wanted = InstanceData(bboxes=truth)
+            boxes, wanted = (
+                to_original_frame(part, sample.metainfo).bboxes.cpu()
+                for part in (matched, wanted)
+            )
+            changes += [
+                Change(sample.img_path, label, score, *corners, before, after)
+                for corners, (label, score, before, after) in zip(
+                    zip(boxes, wanted),
+                    zip(*(column.tolist() for column in columns)),
                 )
+            ]
     return changes
 
 
@@ -157,15 +151,13 @@ def draw(model: EnergyDetector, change: Change, out: Path) -> None:
     """Write the picture of one."""
     image = mmcv.imread(change.path)
     found, sample = detect(model, image)
-    factor = sample.metainfo.get('scale_factor', (1.0, 1.0))
-    instances = found.instances[0]
-    scale = instances.bboxes.new_tensor(factor).repeat(2)
+    instances = to_original_frame(found.instances[0], sample.metainfo).cpu()
     # Alone, the image may be padded otherwise: look for the same box.
-    overlaps = bbox_overlaps(
-        change.box[None].to(scale), instances.bboxes / scale
-    )[0]
+    overlaps = bbox_overlaps(change.box[None], instances.bboxes)[0]
     row = int((overlaps * (instances.labels == change.label)).argmax())
-    energy = compute_energy_map(model.energy_model, found, 0, row, factor)
+    energy = compute_energy_map(
+        model.energy_model, found, 0, row, sample.scale_factor
+    )
     figure = EnergyMapFigure(
         image[..., ::-1],
         energy,
