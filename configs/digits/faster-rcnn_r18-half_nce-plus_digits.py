@@ -20,7 +20,8 @@ model = dict(
 
 # What the plain config of this folder leaves behind.
 load_from = 'work_dirs/faster-rcnn_r18-half_digits/epoch_8.pth'
-max_epochs = 6
+# On val the gain was 7.4 AP after 18 epochs, and 6.1 after 6 (one seed).
+max_epochs = 18
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4, weight_decay=1e-4),

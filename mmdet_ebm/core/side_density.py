@@ -16,7 +16,7 @@ Everything else is sums over the nodes of a grid, one grid for each side.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class SideDensities:
         nodes: (R, 4, M) rising positions.
         logprob: (R, 4, M) normalised log-densities there.
         mass: (R, 4, M) the probability around each node, of sum 1.
+        below: (R, 4, M) the probability below each node.
         logprob_placed: (R, 4) log-densities at the boxes.
     """
 
@@ -51,6 +52,7 @@ class SideDensities:
     nodes: Tensor
     logprob: Tensor
     mass: Tensor
+    below: Tensor
     logprob_placed: Tensor
 
     def std(self) -> Tensor:
@@ -68,8 +70,23 @@ class SideDensities:
         Returns:
             (R, 4, S), between the first and the last node.
         """
-        # Half of a node's mass lies on either side of it.
-        below = (self.mass.cumsum(-1) - self.mass / 2).contiguous()
+        return self._at(levels, self.nodes)[0]
+
+    def at_medians(self) -> 'SideDensities':
+        """The same densities, of boxes with each side at its median.
+
+        Of all places a side's median has the least expected distance from the
+        true side.
+        """
+        levels = torch.full((4, 1), 0.5, device=self.nodes.device)
+        placed, logprob = self._at(levels, self.nodes, self.logprob)
+        return replace(
+            self, placed=placed[..., 0], logprob_placed=logprob[..., 0]
+        )
+
+    def _at(self, levels: Tensor, *values: Tensor) -> list[Tensor]:
+        """Values (R, 4, M) of the nodes at shares (4, S): (R, 4, S)."""
+        below = self.below.contiguous()
         levels = levels.to(below).expand(len(below), -1, -1).contiguous()
         last = self.nodes.shape[-1] - 1
         after = torch.searchsorted(below, levels).clamp(1, last)
@@ -77,10 +94,11 @@ class SideDensities:
         share = (levels - low) / (high - low).clamp(
             min=torch.finfo(low.dtype).tiny
         )
-        first, second = (
-            self.nodes.gather(2, index) for index in (after - 1, after)
-        )
-        return first.lerp(second, share.clamp(0, 1))
+        share = share.clamp(0, 1)
+        return [
+            each.gather(2, after - 1).lerp(each.gather(2, after), share)
+            for each in values
+        ]
 
     def expected_quality(self, num_samples: int = 64) -> Tensor:
         """(R,) expected quality of the boxes, between 0 and 1.
@@ -136,7 +154,7 @@ def side_densities(
     sharpness = curvature + (density.dof + 1) / density.dof / std.square()
     top = placed + (slope / sharpness).clamp(-std, std)
     centre = torch.zeros_like(placed) if has_prior else placed
-    nodes, log_width = _nodes(centre, std, top, sharpness.rsqrt())
+    nodes, log_width, shares = _nodes(centre, std, top, sharpness.rsqrt())
     logprob = logdensity(nodes)
     log_mass = logprob + log_width
     log_normaliser = log_mass.logsumexp(-1, keepdim=True)
@@ -145,6 +163,7 @@ def side_densities(
         nodes,
         logprob - log_normaliser,
         (log_mass - log_normaliser).exp(),
+        _below(log_mass.softmax(-1), shares),
         (logdensity(placed[..., None]) - log_normaliser)[..., 0],
     )
 
@@ -154,14 +173,32 @@ def _reach(prior: BoxPrior) -> Tensor:
     return prior.std.clamp(max=_LARGEST_STD)
 
 
+def _below(ratio: Tensor, shares: Tensor) -> Tensor:
+    """The probability below each node, by the trapezoid rule.
+
+    Args:
+        ratio: (R, 4, M) the density over that of the nodes, up to a factor.
+        shares: (R, 4, M) shares of the nodes' distribution below each node.
+    """
+    # The ratio is finite in the tails, and there stays what it was.
+    area = (ratio[..., 1:] + ratio[..., :-1]) / 2 * shares.diff(dim=-1)
+    first = ratio[..., :1] * shares[..., :1]
+    below = torch.cat([first, area], -1).cumsum(-1)
+    return below / (below[..., -1:] + ratio[..., -1:] * (1 - shares[..., -1:]))
+
+
 def _nodes(
     first: Tensor, first_width: Tensor, second: Tensor, second_width: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rising nodes (R, 4, M) around two centres, and the log of their widths.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rising nodes (R, 4, M) around two centres.
 
     Each half are points of equal mass of a Cauchy distribution, whose tails
     are at least as heavy as those of the density. The width that a node
     stands for is the inverse of both distributions' density there.
+
+    Returns:
+        The nodes, the log of their widths, and how much of both distributions
+        is below each.
     """
     number = torch.arange(
         1, _NODES + 1, dtype=first.dtype, device=first.device
@@ -177,12 +214,13 @@ def _nodes(
     )
     grids = [c + w * steps for c, w, steps in zip(centres, widths, z)]
     nodes = torch.cat(grids, -1).sort(-1).values
+    scaled = [(nodes - c) / w for c, w in zip(centres, widths)]
     log_densities = [
-        -torch.log1p(((nodes - c) / w).square()) - w.log()
-        for c, w in zip(centres, widths)
+        -torch.log1p(z.square()) - w.log() for z, w in zip(scaled, widths)
     ]
     log_width = math.log(math.pi / _NODES) - torch.logaddexp(*log_densities)
-    return nodes, log_width
+    shares = 0.5 + (scaled[0].atan() + scaled[1].atan()) / (2 * math.pi)
+    return nodes, log_width, shares
 
 
 def side_derivatives(

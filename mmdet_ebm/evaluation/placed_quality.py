@@ -25,7 +25,9 @@ from ..models import EnergyDetector
 from ..models.detectors.refinement import (
     ascend,
     box_table,
+    has_medians,
     judge,
+    to_medians,
     to_original_frame,
 )
 from ..ops import FeaturePyramid
@@ -188,6 +190,8 @@ def _placed(
         number = model.refinement.ascent_per_img
         placed = ascend(energy_model, pyramid, start, number)
         judged = judge(energy_model, pyramid, placed, number)
+        if model.refinement.medians and has_medians(density):
+            placed, judged = to_medians(energy_model, placed, judged)
         known = energy_model.uncertainty_of(
             judged.sides, judged.boxes, judged.prior
         )

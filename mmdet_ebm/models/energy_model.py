@@ -333,7 +333,7 @@ class EnergyModel(BaseModule):
             contains.
         """
         boxes = Boxes.from_images(gt_boxes, gt_labels)
-        weight = self._is_refinable(boxes.corners).to(boxes.corners.dtype)
+        weight = self.is_refinable(boxes.corners).to(boxes.corners.dtype)
         # Objects per process, a fraction where there are few.
         num_objects = reduce_mean(weight.sum()).clamp(min=1 / get_world_size())
         maps = self._levels_from(maps)
@@ -450,7 +450,7 @@ class EnergyModel(BaseModule):
                 boxes.counts,
             )
             prior = BoxPrior(prior.centres.clone(), prior.std.clone())
-            moves = self._is_refinable(boxes.corners)[:, None]
+            moves = self.is_refinable(boxes.corners)[:, None]
             density = self.density.of_corners(
                 self.corner_logdensity_fn(
                     pyramid, boxes, self._inference_head()
@@ -534,7 +534,7 @@ class EnergyModel(BaseModule):
         known = known.calibrated(
             boxes.corners, self.density.std_factor, self.density.std_power
         )
-        return known.masked(self._is_refinable(boxes.corners))
+        return known.masked(self.is_refinable(boxes.corners))
 
     def density_fn(
         self, pyramid: FeaturePyramid, reference: Boxes, prior: BoxPrior
@@ -603,7 +603,8 @@ class EnergyModel(BaseModule):
             boxes.corners, slope, curvature, self.density, prior
         )
 
-    def _is_refinable(self, corners: Tensor) -> Tensor:
+    def is_refinable(self, corners: Tensor) -> Tensor:
+        """(R,) whether boxes (R, 4) are large enough to be moved."""
         sides = corners[:, 2:] - corners[:, :2]
         return (sides >= self.min_box_size).all(1)
 

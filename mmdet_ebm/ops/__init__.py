@@ -7,6 +7,7 @@ from .boxes import (
     clip_boxes,
     relative_to_boxes,
     repeat_rows,
+    sides_to_boxes,
 )
 from .prroi_pool import FeaturePyramid, PrRoIPool, prroi_pool
 
@@ -20,4 +21,5 @@ __all__ = [
     'prroi_pool',
     'relative_to_boxes',
     'repeat_rows',
+    'sides_to_boxes',
 ]

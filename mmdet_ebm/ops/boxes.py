@@ -137,6 +137,20 @@ def boxes_to_sides(boxes: Tensor, reference: Tensor) -> Tensor:
     return (boxes - reference) / torch.cat([size, size], -1)
 
 
+def sides_to_boxes(sides: Tensor, reference: Tensor) -> Tensor:
+    """The inverse of :func:`boxes_to_sides`.
+
+    Args:
+        sides: (..., 4) along x, y, x, y.
+        reference: Corners, broadcastable to ``sides``.
+
+    Returns:
+        (..., 4) corners x1, y1, x2, y2.
+    """
+    size = reference[..., 2:] - reference[..., :2]
+    return reference + sides * torch.cat([size, size], -1)
+
+
 def clip_boxes(
     corners: Tensor,
     image_index: Tensor,

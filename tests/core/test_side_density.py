@@ -91,8 +91,58 @@ def test_figures_are_those_of_a_dense_grid(std, dof, f_std, placed):
         found.quantiles(levels.expand(4, -1))[0],
         exact.expand(4, -1),
         rtol=0,
-        atol=0.2 * float(deviation),
+        atol=0.1 * float(deviation),
     )
+
+
+@pytest.mark.parametrize('std', [0.01, 0.3])
+@pytest.mark.parametrize('dof', [1.0, 20.0])
+@pytest.mark.parametrize('f_std', [0.002, 0.02, 0.2])
+@pytest.mark.parametrize('placed', [0.0, 0.05])
+def test_medians_are_those_of_a_dense_grid(std, dof, f_std, placed):
+    """And the same densities are told at them."""
+    slope = torch.tensor([[0.0, 3.0, 30.0, -30.0]]).double()
+    density = BoxDensity(side_std=std, dof=dof)
+    found = side_densities(
+        BOX + placed * SIZE,
+        slope,
+        torch.full_like(slope, 1 / f_std**2),
+        density,
+        density.prior(BOX),
+    )
+    medians = found.at_medians()
+    for side in range(4):
+        _, _, _, cumulative = on_a_grid(
+            slope[0, side], 1 / f_std**2, placed, std, dof
+        )
+        x = torch.linspace(-30 * std, 30 * std, 400_001).double()
+        low, middle, high = x[
+            torch.searchsorted(
+                cumulative, torch.tensor([0.25, 0.5, 0.75]).double()
+            )
+        ]
+        error = medians.placed[0, side] - middle
+        assert abs(error) < 0.02 * (high - low)
+    at = torch.searchsorted(medians.nodes, medians.placed[..., None])
+    around = torch.cat(
+        [medians.logprob.gather(2, at - 1), medians.logprob.gather(2, at)], 2
+    )
+    assert (medians.logprob_placed >= around.amin(2)).all()
+    assert (medians.logprob_placed <= around.amax(2)).all()
+
+
+def test_a_median_is_nearer_to_the_true_side_than_the_top():
+    """In the mean, of a density that leans to one side."""
+    density = BoxDensity(side_std=0.05, dof=2.0)
+    slope = torch.full((1, 4), 20.0).double()
+    found = side_densities(BOX, slope, 0 * slope, density, density.prior(BOX))
+
+    def expected_distance(sides):
+        return (found.mass * (found.nodes - sides[..., None]).abs()).sum(-1)
+
+    top = found.nodes.gather(2, found.logprob.argmax(-1, keepdim=True))
+    at_top = expected_distance(top[..., 0])
+    assert (expected_distance(found.at_medians().placed) < at_top).all()
 
 
 def test_masses_sum_to_one_and_nodes_rise():

@@ -7,9 +7,11 @@ import torch
 from mmdet_ebm.ops import (
     Boxes,
     boxes_to_relative,
+    boxes_to_sides,
     clip_boxes,
     relative_to_boxes,
     repeat_rows,
+    sides_to_boxes,
 )
 
 REFERENCE = torch.tensor(
@@ -43,6 +45,13 @@ def test_conversions_are_inverse_for_many_samples_of_each_box():
     boxes = relative_to_boxes(relative, reference)
     assert boxes.shape == (3, 50, 4)
     torch.testing.assert_close(boxes_to_relative(boxes, reference), relative)
+
+
+def test_sides_are_measured_in_sizes_of_the_reference():
+    box = torch.tensor([[5.0, 40.0, 45.0, 60.0]])
+    sides = boxes_to_sides(box, REFERENCE)
+    torch.testing.assert_close(sides, torch.tensor([[-0.25, 0.5, 0.75, 0.0]]))
+    torch.testing.assert_close(sides_to_boxes(sides, REFERENCE), box)
 
 
 def test_size_stays_positive_however_far_it_shrinks():

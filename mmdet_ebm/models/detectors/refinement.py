@@ -1,10 +1,11 @@
 """The stages that follow a detector's boxes, in network-input pixels.
 
-Candidates -> log-densities -> NMS ordered by them -> gradient ascent -> how
-sure the boxes are.
+Candidates -> log-densities -> NMS ordered by them -> gradient ascent -> the
+medians of the sides -> how good and how sure the boxes are.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -16,7 +17,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...core import BoxDensity, BoxPrior, SideDensities
-from ...ops import Boxes, FeaturePyramid
+from ...ops import (
+    Boxes,
+    FeaturePyramid,
+    boxes_to_sides,
+    clip_boxes,
+    sides_to_boxes,
+)
 from ..energy_model import EnergyModel
 from .box_sources import require_plain_nms
 
@@ -32,6 +39,9 @@ class Refinement:
         energy_nms: Order NMS by log-density rather than by class score, as
             published.
         ascent: Move the final boxes uphill.
+        medians: After the ascent, put the sides of boxes at the medians of
+            their densities, which a prior gives them; a median has the least
+            expected distance from the true side.
         ascent_per_img: Boxes of an image that f is asked about at most, by
             class score; -1 for all. The others are placed, ranked and
             described by the prior alone; most detections of an image have
@@ -49,6 +59,7 @@ class Refinement:
 
     energy_nms: bool = False
     ascent: bool = True
+    medians: bool = True
     ascent_per_img: int = 30
     rank: bool = True
     nms_pre: int = 1000
@@ -83,8 +94,8 @@ def refine_detections(
         New instances with the fields of ``detections``; with votes
         ``prior_bboxes`` (K, 4), the centres of the prior; with the energy
         NMS or an ascent ``logdensities`` (K,), NaN for boxes that no stage
-        looked at; after an ascent also
-        ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
+        looked at, and after an ascent those where it ended; after an ascent
+        also ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
         ``class_scores`` (K,), the scores before, and ``qualities`` (K,), the
         expected qualities in [0, 1]; with ``uncertainty`` also
         ``box_std`` (K, 4), standard deviations of x1, y1, x2, y2, and
@@ -117,16 +128,19 @@ def refine_detections(
         detections = ascend(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
-    ranks = stages.rank and energy_model.density.quality_power > 0
-    if ranks or stages.uncertainty:
+    density = energy_model.density
+    settles = stages.ascent and stages.medians and has_medians(density)
+    ranks = stages.rank and density.quality_power > 0
+    if settles or ranks or stages.uncertainty:
         judged = judge(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
+        if settles:
+            detections, judged = to_medians(energy_model, detections, judged)
         if stages.uncertainty:
             detections = describe(energy_model, pyramid, detections, judged)
         if ranks:
-            power = energy_model.density.quality_power
-            detections = rank(detections, judged, power)
+            detections = rank(detections, judged, density.quality_power)
     return detections, plain
 
 
@@ -290,12 +304,14 @@ class Judged:
         prior: Of these boxes.
         rows: Those that f was asked about.
         sides: Of all R boxes.
+        image_sizes: Height and width of each image, if boxes end there.
     """
 
     boxes: Boxes
     prior: BoxPrior
     rows: Tensor
     sides: SideDensities
+    image_sizes: Sequence[tuple[int, int]] | None
 
     def qualities(self) -> list[Tensor]:
         """Expected qualities (K,) of the boxes of each image."""
@@ -328,7 +344,51 @@ def judge(
         ]
     )
     sides = energy_model.side_densities(pyramid, boxes, prior, rows)
-    return Judged(boxes, prior, rows, sides)
+    return Judged(boxes, prior, rows, sides, pyramid.image_sizes)
+
+
+def has_medians(density: BoxDensity) -> bool:
+    """Whether sides have medians beside their prior's centres."""
+    return not math.isinf(density.temperature + density.side_std)
+
+
+def to_medians(
+    energy_model: EnergyModel, detections: InstanceList, judged: Judged
+) -> tuple[InstanceList, Judged]:
+    """Put each side of a box at the median of its density.
+
+    Args:
+        energy_model: Says which boxes may move.
+        detections: Placed boxes.
+        judged: These boxes. Those that f was not asked about stay.
+
+    Returns:
+        The boxes, and what the same densities say of them.
+    """
+    boxes, centres = judged.boxes, judged.prior.centres
+    settled = judged.sides.at_medians()
+    corners = sides_to_boxes(settled.placed, centres)
+    if judged.image_sizes is not None:
+        corners = clip_boxes(corners, boxes.image_index, judged.image_sizes)
+    asked = torch.zeros_like(boxes.labels, dtype=torch.bool)
+    moves = asked.index_fill(0, judged.rows, True)
+    for each in (boxes.corners, corners):
+        moves = moves & energy_model.is_refinable(each)
+    moves = (moves & corners.isfinite().all(1))[:, None]
+    corners = torch.where(moves, corners, boxes.corners)
+    sides = replace(
+        judged.sides,
+        placed=boxes_to_sides(corners, centres),
+        logprob_placed=torch.where(
+            moves, settled.logprob_placed, judged.sides.logprob_placed
+        ),
+    )
+    results = [
+        _with_fields(detection, bboxes=ends)
+        for detection, (ends,) in zip(detections, boxes.split(corners))
+    ]
+    boxes = replace(boxes, corners=corners)
+    return results, replace(judged, boxes=boxes, sides=sides)
 
 
 def rank(

@@ -12,6 +12,8 @@ from mmengine.structures import InstanceData
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.models import Refinement, energy_nms
 from mmdet_ebm.models.detectors import refine_detections
+from mmdet_ebm.models.detectors.refinement import box_table, prior_of
+from mmdet_ebm.ops import sides_to_boxes
 
 from ...small_models import (
     SIZES,
@@ -408,6 +410,76 @@ def test_boxes_that_f_is_not_asked_about_go_to_the_centre_of_the_prior(
     assert torch.equal(one.scores[1], none.scores[1])
     torch.testing.assert_close(one.scores[0], both.scores[0])
     assert one.scores[0] != none.scores[0]
+
+
+def test_sides_go_to_their_medians_after_the_ascent(model, pyramid, found):
+    """The boxes that f is asked about; f is not asked once more for it."""
+    model.density = FixedBoxDensity(side_std=0.04, quality_power=0.5)
+    rows = []
+    model.head.register_forward_hook(lambda *args: rows.append(len(args[2])))
+    counts, results = [], []
+    for medians in (False, True):
+        rows.clear()
+        ((_, each), _) = refine_detections(
+            model,
+            stages(ascent=True, rank=True, medians=medians, ascent_per_img=2),
+            pyramid,
+            found,
+        )
+        counts.append(sum(rows))
+        results.append(each[each.class_scores.argsort()])
+    assert counts[0] == counts[1]
+    before, after = results
+    boxes_then = box_table([before[:0], before])
+    prior = prior_of(model.density, [before[:0], before])
+    sides = model.side_densities(pyramid, boxes_then, prior).at_medians()
+    expected = sides_to_boxes(sides.placed, prior.centres)
+    torch.testing.assert_close(
+        after.bboxes[1:], expected[1:], rtol=0, atol=1e-3
+    )
+    assert (after.bboxes[1:] != before.bboxes[1:]).any(1).all()
+    assert torch.equal(after.bboxes[0], before.bboxes[0])
+    assert torch.equal(after.qualities[0], before.qualities[0])
+
+
+def test_medians_need_a_prior_and_an_f(model, pyramid, found):
+    for density in (
+        FixedBoxDensity(),
+        FixedBoxDensity(side_std=0.04, temperature=math.inf),
+    ):
+        model.density = density
+        with_medians, without = (
+            refine_detections(
+                model, stages(ascent=True, medians=medians), pyramid, found
+            )[0]
+            for medians in (True, False)
+        )
+        for ours, theirs in zip(with_medians, without, strict=True):
+            assert torch.equal(ours.bboxes, theirs.bboxes)
+
+
+def test_medians_leave_boxes_alone_that_cannot_be_refined(model, pyramid):
+    """Points, boxes that are not numbers, and what lies outside."""
+    model.density = FixedBoxDensity(side_std=0.2)
+    nan = torch.nan
+    found = InstanceData(
+        bboxes=torch.tensor(
+            [[5.0, 5, 5, 5], [nan, 0, 9, 9], [0, 0, 40, 40], [-9, 0, 50, 50]]
+        ),
+        labels=torch.zeros(4).long(),
+        scores=torch.full((4,), 0.5),
+    )
+    results, _ = refine_detections(
+        model, stages(ascent=True), pyramid, [found, found[:0]]
+    )
+    ours = results[0].bboxes
+    assert torch.equal(ours[0], found.bboxes[0])
+    assert ours[1].isnan().any()
+    height, width = SIZES[0]
+    limits = torch.tensor([width, height, width, height])
+    assert (ours[2:] >= 0).all() and (ours[2:] <= limits).all()
+    assert (ours[2:] != found.bboxes[2:]).any(1).all()
+    assert len(results[1]) == 0
 
 
 def test_ranking_multiplies_scores_by_quality_and_keeps_class_scores(
