@@ -43,6 +43,8 @@ from .files import interval, mean_and_range, table, write_json
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
 _PUBLISHED = dict(num_steps=10, step_rule='decay')
+# Without a prior there are no medians, which save steps.
+_ALONE = dict(num_steps=4)
 # What each adds to the one before it; the last is the default.
 STAGES = {
     'plain': Stage(_OFF),
@@ -51,7 +53,7 @@ STAGES = {
         dict(_OFF, ascent=True),
         FixedBoxDensity(temperature=math.inf, vote_share=1.0),
     ),
-    'f alone': Stage(dict(_OFF, ascent=True), FixedBoxDensity()),
+    'f alone': Stage(dict(_OFF, ascent=True), FixedBoxDensity(), _ALONE),
     'published': Stage(
         dict(_OFF, ascent=True, energy_nms=True),
         FixedBoxDensity(),

@@ -22,7 +22,7 @@ from .placed_quality import POWERS
 from .stages import Stage, used
 
 NOW, PLAIN = 'as it is now', 'detector alone'
-_STEPS = (2, 4, 8, 16)
+_STEPS = (1, 2, 4, 8)
 _FACTORS = (0.5, 2.0)
 _VOTES = (0.0, 0.5, 1.0)
 

@@ -31,6 +31,10 @@ from .refinement import (
 _COARSEST_STRIDE = 32
 
 
+# Of the ascent. Three sets of val images: four gain no more.
+_STEPS_BEFORE_MEDIANS = 2
+
+
 @dataclass(frozen=True)
 class Detected:
     """What was found in a batch, in network-input pixels.
@@ -68,7 +72,9 @@ class EnergyDetector(BaseDetector):
         energy_model: Config of an ``EnergyModel``. What it leaves out is read
             from the detector: number of classes, channels and strides of the
             levels (those with strides up to 32). With a ``neck``, stages of
-            the backbone come before a first level coarser than stride 4.
+            the backbone come before a first level coarser than stride 4. A
+            ``BoxAscent`` takes 2 steps where the medians of a prior's sides
+            follow.
         refinement: Stages at test time, see :class:`Refinement`.
         features: Where the energy model's maps come from: 'neck', or the
             'encoder' of a transformer.
@@ -110,8 +116,8 @@ class EnergyDetector(BaseDetector):
                 dict(box_source, detector=self.detector)
             )
         self.recorder = FeatureRecorder(self.detector, features)
-        self.energy_model = self._build_energy_model(energy_model)
         self.refinement = Refinement(**(refinement or {}))
+        self.energy_model = self._build_energy_model(energy_model)
         self._require_candidates()
         self.freeze_detector = freeze_detector
         self._said = False
@@ -151,7 +157,20 @@ class EnergyDetector(BaseDetector):
                     f'model.energy_model.head.{name} is {given}. Set it to '
                     'the same number, or leave it out'
                 )
+        cfg['ascent'] = self._ascent_before_medians(cfg)
         return MODELS.build({**found, **cfg, 'head': head})
+
+    def _ascent_before_medians(self, cfg: dict) -> dict:
+        """The ascent's config; medians save steps, if there are any."""
+        ascent = {'type': 'BoxAscent', **(cfg.get('ascent') or {})}
+        has_prior = cfg.get('density', 'fitted') is not None
+        if (
+            ascent['type'] == 'BoxAscent'
+            and self.refinement.medians
+            and has_prior
+        ):
+            ascent.setdefault('num_steps', _STEPS_BEFORE_MEDIANS)
+        return ascent
 
     def _levels_to_pool(self, cfg: dict, head: dict) -> dict:
         """``in_channels``, ``featmap_strides`` and perhaps ``finest_scale``
