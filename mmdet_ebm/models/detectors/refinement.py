@@ -60,7 +60,7 @@ class Refinement:
     energy_nms: bool = False
     ascent: bool = True
     medians: bool = True
-    ascent_per_img: int = 30
+    ascent_per_img: int = 20
     rank: bool = True
     nms_pre: int = 1000
     uncertainty: bool = False
