@@ -34,7 +34,7 @@ Orange and dashed: the detector's box. Green: where the energy model puts it.
 Bands: one standard deviation of each side.
 The maps show the log-density of the box when its centre or its size changes.
 Bright is likely; the lines are where a Gaussian would be at 1, 2 and 3
-deviations. The white path is the way of the ascent.
+deviations. The white path is the way of the ascent and to the medians.
 """
 
 

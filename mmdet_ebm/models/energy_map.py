@@ -20,6 +20,8 @@ from .energy_model import EnergyModel
 
 # Half of a map's side: at least the first, at most the second.
 _RANGE = (0.1, 0.6)
+# Pixels from which on a box is drawn as another one.
+_MOVED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class EnergyMap:
         centre_map: (S, S) by shift in y and in x, at the box's size.
         log_size: (S,) logarithms of size over the box's size.
         size_map: (S, S) by height and width, at the box's centre.
-        path: (P, 4) relative coordinates of the ascent, the refined box last.
+        path: (P, 4) relative coordinates of the ascent, then of the medians;
+            the refined box is the last.
         logdensity: (P,) log-densities along the path, not normalised.
         corners: (P, 4) of the path.
         std: (4,) standard deviations of the refined box's sides.
@@ -76,6 +79,9 @@ def read_boxes(
     boxes: Tensor,
 ) -> BoxReadings:
     """Ask the density of one detection about any boxes.
+
+    f is looked at from the detection. What the detection itself says was
+    looked at from where its ascent ended, and differs a little.
 
     Args:
         energy_model: The detector's energy model.
@@ -182,14 +188,20 @@ def compute_energy_map(
 def _ascent_path(
     energy_model: EnergyModel, found: Detected, image: int, detection: int
 ) -> tuple[Boxes, BoxPrior, Tensor]:
-    """The box that an ascent started from, its prior and corners (P, 4)."""
+    """The box that an ascent started from, its prior and corners (P, 4), the
+    last of them those of the detection."""
     start, prior = _start_and_prior(energy_model, found, image, detection)
-    if 'initial_bboxes' not in found.instances[image]:
+    instances = found.instances[image]
+    if 'initial_bboxes' not in instances:
         return start, prior, start.corners
     refined = energy_model.refine(found.pyramid, start, prior)
     path = refined.info.trajectory[:, 0]
     index = start.image_index.expand(len(path))
-    return start, prior, clip_boxes(path, index, found.pyramid.image_sizes)
+    path = clip_boxes(path, index, found.pyramid.image_sizes)
+    placed = instances.bboxes[detection][None]
+    if (placed - path[-1]).abs().max() > _MOVED:  # to the medians
+        path = torch.cat([path, placed])
+    return start, prior, path
 
 
 def _start_and_prior(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.models import Refinement
 from mmdet_ebm.models.energy_map import compute_energy_map
 from mmdet_ebm.ops import Boxes
@@ -50,6 +51,19 @@ def test_the_path_leads_from_the_initial_to_the_refined_box(model):
         energy.logdensity[-1:], one.logdensities, rtol=1e-3, atol=1e-3
     )
     assert model.energy_model.ascent.num_steps == 6
+
+
+def test_the_path_ends_at_the_medians_of_the_sides(model):
+    model.energy_model.density = FixedBoxDensity(side_std=0.1)
+    energy, one, _ = look(model)
+    assert len(energy.path) == 8
+    torch.testing.assert_close(energy.corners[-1:], one.bboxes)
+    assert (energy.corners[-2] != energy.corners[-1]).any()
+    climbed, one, _ = look(model, stages=dict(medians=False))
+    assert len(climbed.path) == 7
+    torch.testing.assert_close(
+        climbed.corners[-1:], one.bboxes, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_maps_are_differences_of_f_at_moved_and_resized_boxes(model):
