@@ -18,11 +18,11 @@ from mmengine.config import Config
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.tracking import (
     add_data_arguments,
-    add_model_arguments,
     build_tracking_model,
     read_tracker,
     write_json,
 )
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.evaluation import fit_tracker
 from mmdet_ebm.tracking import find_tracks
 
@@ -48,7 +48,9 @@ def main() -> None:
     args = parse_args()
     with checks.exit_with_message():
         cfg = Config.fromfile(args.config)
-        model = build_tracking_model(cfg, args.checkpoint, args.device)
+        model = build_tracking_model(
+            cfg, args.checkpoint, args.device, args.cfg_options
+        )
         tracks = find_tracks(args.data, args.layout, cfg.get('held_out'))
         boxes = read_tracker(args.boxes, tracks)
         fit = fit_tracker(model, tracks, boxes)

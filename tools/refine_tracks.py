@@ -23,12 +23,12 @@ from tqdm import tqdm
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.tracking import (
     add_data_arguments,
-    add_model_arguments,
     build_tracking_model,
     read_density,
     read_tracker,
     write_comparison,
 )
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.models.trackers import TrackRefiner
 from mmdet_ebm.tracking import (
     OPENCV_TRACKERS,
@@ -120,7 +120,9 @@ def contact_sheet(
 def main() -> None:
     args = parse_args()
     with checks.exit_with_message():
-        model = build_tracking_model(args.config, args.checkpoint, args.device)
+        model = build_tracking_model(
+            args.config, args.checkpoint, args.device, args.cfg_options
+        )
         if args.density:
             numbers = read_density(args.density)
             model.energy_model.density.set_numbers(**numbers)

@@ -2,10 +2,11 @@
 
   python tools/track.py CONFIG CHECKPOINT VIDEO --init 120,80,40,60 --out run
 
-VIDEO is a file, or a folder of frames. --init is the target's box in the
-first frame: left, top, width and height in pixels, counted from 0. The folder
-run receives boxes.json (corners and confidence of each frame), boxes.txt (in
-OTB's form, counted from 1) and video.mp4 with the boxes drawn in.
+CONFIG is that of an EnergySOT. VIDEO is a file, or a folder of frames. --init
+is the target's box in the first frame: left, top, width and height in pixels,
+counted from 0. The folder run receives boxes.json (corners and confidence of
+each frame), boxes.txt (in OTB's form, counted from 1) and video.mp4 with the
+boxes drawn in.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from mmdet_ebm.apis import checks
 from mmdet_ebm.apis.tracking import build_tracking_model
 from mmdet_ebm.decoding import UnreadableInput, read_frames
+from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.models.trackers import EnergySOT
 from mmdet_ebm.tracking import read_frame, write_boxes
 
@@ -35,12 +37,10 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file of an EnergySOT')
-    parser.add_argument('checkpoint', help='checkpoint of its energy model')
+    add_model_arguments(parser, example='model.learning_rate=0.05')
     parser.add_argument('video', help='video file or folder of frames')
     parser.add_argument('--init', required=True, help='x,y,w,h')
     parser.add_argument('--out', required=True, help='folder to write')
-    parser.add_argument('--device', default='cpu')
     return parser.parse_args()
 
 
@@ -54,12 +54,13 @@ def frames_of(video: Path) -> Iterator[np.ndarray]:
             else:
                 yield frame
         return
-    number = 0
+    found = False
     try:
-        for number, frame in enumerate(read_frames(video), 1):  # noqa: B007
+        for frame in read_frames(video):
+            found = True
             yield frame
     except UnreadableInput as error:
-        if number == 0:
+        if not found:
             raise ValueError(f'{video}: {error}') from error
         print(f'{video}: {error}')
 
@@ -81,7 +82,9 @@ def main() -> None:
     boxes, confidences, writer = [], [], None
     with checks.exit_with_message():
         box = parse_box(args.init)
-        model = build_tracking_model(args.config, args.checkpoint, args.device)
+        model = build_tracking_model(
+            args.config, args.checkpoint, args.device, args.cfg_options
+        )
         if not isinstance(model, EnergySOT):
             raise ValueError(
                 'expected the config of an EnergySOT, got that of a '

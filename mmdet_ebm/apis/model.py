@@ -18,6 +18,22 @@ from .checks import (
 )
 
 
+def usable_device(device: str | None = None) -> str:
+    """The device; None takes the first GPU, or the CPU if there is none.
+
+    Raises:
+        ValueError: If nothing can be computed there.
+    """
+    if device is None:
+        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'cannot compute on {device}: {reason}') from error
+    return device
+
+
 def build_model(
     config: str | Path | Config | None,
     checkpoint: str | Path,
@@ -61,13 +77,7 @@ def build_model(
     if cfg_options:
         config.merge_from_dict(cfg_options)
     require_registered(config)
-    if device is None:
-        device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
-    try:
-        torch.zeros(1, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'cannot compute on {device}: {reason}') from error
+    device = usable_device(device)
     with warnings.catch_warnings(record=True):
         # It says that there is no checkpoint; the weights come below.
         model = init_detector(config, device=device, cfg_options={})

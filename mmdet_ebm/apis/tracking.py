@@ -22,6 +22,7 @@ from ..tracking import (
     read_boxes,
 )
 from .checks import require_registered, require_weights
+from .model import usable_device
 
 FIGURES = ('auc', 'precision', 'norm_precision')
 
@@ -29,14 +30,17 @@ FIGURES = ('auc', 'precision', 'norm_precision')
 def build_tracking_model(
     config: str | Path | Config,
     checkpoint: str | Path,
-    device: str = 'cpu',
+    device: str | None = None,
+    cfg_options: dict | None = None,
 ) -> TargetConditionalEnergy:
     """Build a ``TargetConditionalEnergy`` with its weights, in eval mode.
 
     Args:
         config: Config file or config.
         checkpoint: Weights.
-        device: Where it runs.
+        device: For example 'cuda:0'; None takes the first GPU, or the CPU if
+            there is none.
+        cfg_options: Changes to the config.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -44,6 +48,8 @@ def build_tracking_model(
             are not finite.
     """
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     require_registered(cfg)
     model = MODELS.build(cfg.model)
@@ -53,18 +59,9 @@ def build_tracking_model(
             f'{type(model).__name__}'
         )
     require_weights(model, checkpoint)
-    model.to(device)
+    model.to(usable_device(device))
     model.eval()
     return model
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Config, checkpoint and device."""
-    parser.add_argument('config', help='config file of the energy model')
-    parser.add_argument('checkpoint', help='its checkpoint file')
-    parser.add_argument(
-        '--device', default='cpu', help='for example cuda:0 (default: cpu)'
-    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
