@@ -15,7 +15,6 @@ OMP_NUM_THREADS to the number of free cores.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +23,8 @@ import mmdet_ebm.process_settings  # noqa: F401
 # isort: split
 
 import torch
-from boltons.fileutils import atomic_save, mkdir_p
+
+from mmdet_ebm.files import write_json
 
 from .detector import detector
 from .growth import growth
@@ -63,13 +63,8 @@ def main(
         if args.what in (name, 'all'):
             section(run)
     if args.out:
-        mkdir_p(args.out.parent)
-        with atomic_save(str(args.out), text_mode=True) as file:
-            json.dump(
-                dict(info, rounds=args.rounds, figures=run.report.rows),
-                file,
-                indent=1,
-            )
+        figures = dict(info, rounds=args.rounds, figures=run.report.rows)
+        write_json(args.out, figures)
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:

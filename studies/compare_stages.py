@@ -38,8 +38,9 @@ from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.stages import Stage, used
+from mmdet_ebm.files import write_json
 
-from .files import interval, mean_and_range, table, write_json
+from .files import interval, mean_and_range, table
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
 _PUBLISHED = dict(num_steps=10, step_rule='decay')

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.timing import peak_memory
+from mmdet_ebm.files import write_json
 from mmdet_ebm.models import EnergyModel
 
-from .files import small_config_file, write_json
+from .files import small_config_file
 from .frozen import FrozenDetector
 
 

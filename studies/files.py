@@ -1,13 +1,12 @@
 """Where things are, and how the studies write their results."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from boltons.fileutils import atomic_save, mkdir_p
 from tabulate import tabulate
 
 from mmdet_ebm.engine import experiments
+from mmdet_ebm.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,18 +51,6 @@ def interval(difference: Mapping[str, float], decimals: int = 1) -> str:
         for key in ('difference', 'low', 'high')
     )
     return f'{middle} [{low}, {high}]'
-
-
-def write_json(path: Path, value: object) -> None:
-    """An interruption leaves the file that was there."""
-    write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """As :func:`write_json`."""
-    mkdir_p(path.parent)
-    with atomic_save(str(path), text_mode=True) as file:
-        file.write(text)
 
 
 def write_with_table(

@@ -27,6 +27,7 @@ from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.placed_quality import fit_model
 from mmdet_ebm.evaluation.stages import used
+from mmdet_ebm.files import write_json
 from mmdet_ebm.models import EnergyDetector, EnergyModel
 
 from .compare_methods import METHODS, SIZES, add_method_arguments
@@ -38,7 +39,6 @@ from .files import (
     mean_and_range,
     small_config_file,
     table,
-    write_json,
     write_with_table,
 )
 from .frozen import frozen_detector, parse_study_args

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmdet_ebm.files import write_text
 from mmdet_ebm.shipped import shipped_configs
 
-from .files import ROOT, interval, table, write_text
+from .files import ROOT, interval, table
 
 PAGE = ROOT / 'docs/model_zoo.md'
 RESULTS = ROOT / 'docs/results'

@@ -17,9 +17,10 @@ from mmengine.config import Config
 
 from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.evaluation.bootstrap import METRICS
+from mmdet_ebm.files import write_json, write_text
 
 from . import compare_stages
-from .files import ROOT, interval, table, write_json, write_text
+from .files import ROOT, interval, table
 
 _NOISE = 0.1  # of annotations, relative to their boxes
 _FEW = 30  # images

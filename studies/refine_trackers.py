@@ -30,6 +30,7 @@ from mmdet_ebm.apis.tracking import (
     read_tracker,
 )
 from mmdet_ebm.evaluation import fit_tracker
+from mmdet_ebm.files import write_json
 from mmdet_ebm.models.trackers import TrackRefiner
 from mmdet_ebm.tracking import (
     Track,
@@ -41,7 +42,7 @@ from mmdet_ebm.tracking import (
     write_boxes,
 )
 
-from .files import table, write_json
+from .files import table
 
 TRACKERS = ('CSRT', 'VitTrack', 'NanoTrack')
 OWN = 'EnergySOT'

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmdet_ebm.files import write_json
+
 from . import compare_stages
-from .files import small_config_file, train_once, write_json
+from .files import small_config_file, train_once
 
 FASTER = 'faster-rcnn'
 

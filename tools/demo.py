@@ -23,7 +23,6 @@ import mmdet_ebm.process_settings  # noqa: F401
 
 import matplotlib
 import torch
-from boltons.fileutils import atomic_save
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -39,6 +38,7 @@ from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.tuning import Trial, detections_of_trials
+from mmdet_ebm.files import write_json
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs/digits'
@@ -193,8 +193,7 @@ def run(args: argparse.Namespace) -> None:
     say('5/6 Evaluation on held-out images')
     metrics_file = work_dir / 'metrics.json'
     metrics = evaluate(energy)
-    with atomic_save(str(metrics_file), text_mode=True) as file:
-        json.dump(metrics, file, indent=2)
+    write_json(metrics_file, metrics)
     say('6/6 A folder of images')
     folder = work_dir / 'images'
     folder.mkdir(exist_ok=True)

@@ -20,10 +20,10 @@ from mmdet_ebm.apis.tracking import (
     add_data_arguments,
     build_tracking_model,
     read_tracker,
-    write_json,
 )
 from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.evaluation import fit_tracker
+from mmdet_ebm.files import write_json
 from mmdet_ebm.tracking import find_tracks
 
 

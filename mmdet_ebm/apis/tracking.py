@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from boltons.fileutils import atomic_save
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..files import write_json
 from ..models import TargetConditionalEnergy
 from ..tracking import (
     LAYOUTS,
@@ -73,12 +73,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default='otb',
         help='how they lie there (default: otb)',
     )
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write a file that is complete or not there."""
-    with atomic_save(str(path), text_mode=True, overwrite_part=True) as file:
-        json.dump(content, file, indent=1)
 
 
 def read_density(path: str | Path) -> dict[str, float]:

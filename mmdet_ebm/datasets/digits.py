@@ -10,8 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from boltons.fileutils import atomic_save
 from tqdm import tqdm
+
+from ..files import write_text
 
 CLASSES = tuple(str(digit) for digit in range(10))
 # Edges are soft; a pixel of at least this alpha is part of a digit.
@@ -114,8 +115,7 @@ def generate_digits(
                     images,
                     _noisy(annotations, sigma, noise_rng),
                 )
-    with atomic_save(stamp, text_mode=True, overwrite_part=True) as file:
-        file.write(wanted)
+    write_text(stamp, wanted)
     return out_dir
 
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from boltons.fileutils import atomic_save
 from mmengine.config import Config
 
+from ..files import write_text
 from .progress_hook import short_path
 
 
@@ -79,7 +79,7 @@ def train_once(
     if not started.exists() or started.read_text(errors='replace') != wanted:
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir(parents=True)
-        _write(started, wanted)
+        write_text(started, wanted)
     if not done.exists():
         options = [f'randomness.seed={seed}', f'load_from={load_from}']
         if max_epochs is not None:
@@ -101,10 +101,5 @@ def train_once(
             '--cfg-options',
             *options,
         )
-        _write(done, (work_dir / 'last_checkpoint').read_text())
+        write_text(done, (work_dir / 'last_checkpoint').read_text())
     return Path(done.read_text())
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_save(path, text_mode=True, overwrite_part=True) as file:
-        file.write(text)

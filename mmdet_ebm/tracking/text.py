@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from boltons.fileutils import atomic_save
+
+from ..files import write_text
 
 
 def read_boxes(path: str | Path, first_pixel: int) -> np.ndarray:
@@ -56,11 +57,8 @@ def write_boxes(
         corners: (T, 4); rows of NaN are written as such.
         first_pixel: See :func:`read_boxes`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, last = corners[:, :2], corners[:, 2:]
     rows = np.hstack([first + first_pixel, last - first])
+    lines = [','.join(f'{v:.2f}' for v in row) + '\n' for row in rows]
     # Complete or not there: a file that is there counts as done.
-    with atomic_save(str(path), text_mode=True, overwrite_part=True) as file:
-        for row in rows:
-            file.write(','.join(f'{v:.2f}' for v in row) + '\n')
+    write_text(path, ''.join(lines))

@@ -18,7 +18,6 @@ Writes OUT.json, OUT.md and OUT.png.
 import argparse
 import contextlib
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,6 @@ import mmdet_ebm.process_settings  # noqa: F401
 
 import numpy as np
 import torch
-from boltons.fileutils import atomic_save
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -52,6 +50,7 @@ from mmdet_ebm.evaluation.score_calibration import (
     detection_ece,
     localisation_aware_ece,
 )
+from mmdet_ebm.files import write_json, write_text
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors.refinement import to_original_frame
 from mmdet_ebm.visualization.reliability import draw_reliability
@@ -275,13 +274,8 @@ def main() -> None:
         runs=runs,
     )
     text = to_markdown(runs)
-    for suffix, content in (
-        ('.json', json.dumps(figures, indent=1)),
-        ('.md', text + '\n'),
-    ):
-        path = args.out.with_suffix(suffix)
-        with atomic_save(str(path), text_mode=True) as file:
-            file.write(content)
+    write_json(args.out.with_suffix('.json'), figures)
+    write_text(args.out.with_suffix('.md'), text + '\n')
     draw_reliability(errors, args.out.with_suffix('.png'))
     print(text)
     print(f'written: {args.out}.json, .md and .png')
