@@ -29,9 +29,7 @@ from .refinement import (
 # Coarser levels are for anchors larger than the images themselves; a box is
 # pooled from these as from a two-stage detector's.
 _COARSEST_STRIDE = 32
-
-
-# Of the ascent. Three sets of val images: four gain no more.
+# Of the ascent; on the val images of three data sets four gained no more.
 _STEPS_BEFORE_MEDIANS = 2
 
 
