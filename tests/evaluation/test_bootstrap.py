@@ -92,18 +92,76 @@ def test_a_subset_gives_the_numbers_of_that_subset(split):
     part.createIndex()
     expected = reference(part, [d for d in good if d['image_id'] in subset])
     matched = MatchedDetections(truth, good)
-    assert matched.average_precision(np.array(subset)) == (
-        pytest.approx(expected)
+    weights = np.bincount(subset, minlength=12)[None]
+    assert matched.average_precisions(weights)[0].tolist() == pytest.approx(
+        list(expected.values()), abs=1e-12
     )
 
 
-def test_repeating_every_image_changes_nothing(split):
-    matched = MatchedDetections(split[0], split[1])
-    twice = matched.average_precision(np.arange(12).repeat(2))
-    # Ties between a detection and its copy move precisions a little.
-    assert twice['AP'] == pytest.approx(
-        matched.average_precision()['AP'], abs=0.03
-    )
+@pytest.mark.parametrize('crowd', [False, True])
+def test_resamples_give_cocos_numbers_of_copies_of_the_images(split, crowd):
+    """Copies are images of their own there."""
+    truth, good, bad = split
+    rng = np.random.default_rng(1)
+    detections = good + bad
+    if crowd:
+        for each in truth.dataset['annotations'][::5]:
+            each['iscrowd'] = 1
+        truth.createIndex()
+    matched = MatchedDetections(truth, detections)
+    draws = rng.integers(12, size=(6, 12))
+    weights = np.stack([np.bincount(d, minlength=12) for d in draws])
+    found = matched.average_precisions(weights)
+    for draw, ours in zip(draws, found):
+        copies = COCO()
+        images, annotations, results = [], [], []
+        for new, old in enumerate(sorted(draw.tolist())):
+            images.append(dict(id=new, width=200, height=200))
+            annotations += [
+                dict(a, id=1000 * (new + 1) + a['id'], image_id=new)
+                for a in truth.dataset['annotations']
+                if a['image_id'] == old
+            ]
+            results += [
+                dict(d, image_id=new)
+                for d in detections
+                if d['image_id'] == old
+            ]
+        copies.dataset = dict(
+            images=images,
+            annotations=annotations,
+            categories=truth.dataset['categories'],
+        )
+        copies.createIndex()
+        assert ours.tolist() == pytest.approx(
+            list(reference(copies, results).values()), abs=1e-9
+        )
+
+
+def test_without_equal_scores_resamples_are_cocos_to_the_last_digit(split):
+    truth, good, bad = split
+    matched = MatchedDetections(truth, good + bad)
+    weights = np.ones((1, 12))
+    weights[0, 3:7] = 0
+    weights = np.concatenate([weights, np.ones((1, 12)), 3 * weights])
+    part, whole, tripled = matched.average_precisions(weights)
+    expected = list(matched.average_precision().values())
+    assert whole.tolist() == pytest.approx(expected, abs=1e-12)
+    assert tripled.tolist() == pytest.approx(part.tolist(), abs=1e-12)
+
+
+def test_a_resample_without_a_class_leaves_it_out(split):
+    truth, good, _ = split
+    only = [
+        i
+        for i in range(12)
+        if {a['category_id'] for a in truth.imgToAnns[i]} == {1}
+    ]
+    matched = MatchedDetections(truth, good)
+    weights = np.bincount(only or [0], minlength=12)[None]
+    found = matched.average_precisions(weights)
+    assert np.isfinite(found).all()
+    assert np.isnan(matched.average_precisions(np.zeros((1, 12)))).all()
 
 
 def test_a_clearly_better_system_has_an_interval_above_zero(split):
