@@ -70,7 +70,8 @@ test_dataloader = dict(
 val_evaluator = dict(ann_file=data_root + '/annotations/val.json')
 test_evaluator = dict(ann_file=data_root + '/annotations/test.json')
 
-max_epochs = 3
+# On val f tells 0.57 nats more than the detector after 12 epochs; 0.3 after 3.
+max_epochs = 12
 train_cfg = dict(
     type='EpochBasedTrainLoop',
     max_epochs=max_epochs,
