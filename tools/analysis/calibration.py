@@ -265,7 +265,6 @@ def main() -> None:
                 for checkpoint in args.checkpoints
             )
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     figures = dict(
         config=args.config,
         cfg_options=args.cfg_options or {},
