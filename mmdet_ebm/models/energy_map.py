@@ -80,8 +80,9 @@ def read_boxes(
 ) -> BoxReadings:
     """Ask the density of one detection about any boxes.
 
-    f is looked at from the detection. What the detection itself says was
-    looked at from where its ascent ended, and differs a little.
+    The log-probability of the detection itself is the one that it carries, if
+    it does. Else f is looked at from the detection, and no longer from where
+    its ascent ended, which differs a little.
 
     Args:
         energy_model: The detector's energy model.
@@ -103,8 +104,12 @@ def read_boxes(
     logprob = logprob + density.logprior(prior, with_placed)[0]
     end = replace(start, corners=placed)
     sides = energy_model.side_densities(found.pyramid, end, prior)
-    known = energy_model.uncertainty_of(sides, end, prior)
-    offset = known.logprob[0] - logprob[0]
+    instances = found.instances[image]
+    if 'box_logprobs' in instances:  # so that the readings agree with it
+        at_placed = instances.box_logprobs[detection]
+    else:
+        at_placed = energy_model.uncertainty_of(sides, end, prior).logprob[0]
+    offset = at_placed - logprob[0]
     there = boxes_to_sides(with_placed[0, 1:], prior.centres)
     return BoxReadings(
         values[1:],

@@ -84,7 +84,7 @@ def test_reading_the_placed_box_gives_what_the_detection_says(look):
     boxes = look.instances.bboxes[1][None]
     known = look.read(1, boxes)
     assert known.logprob[0] == pytest.approx(
-        float(look.instances.box_logprobs[1]), abs=0.1
+        float(look.instances.box_logprobs[1]), abs=1e-2
     )
     # What the ascent climbed: f over the temperature, and the prior.
     numbers = look.model.energy_model.density.numbers()
