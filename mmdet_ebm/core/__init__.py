@@ -47,7 +47,12 @@ from .noise import (
     sample_noise,
 )
 from .quality import quality, side_iou
-from .side_density import SideDensities, side_densities, side_derivatives
+from .side_density import (
+    SideDensities,
+    SideDerivatives,
+    side_densities,
+    side_derivatives,
+)
 from .types import LogDensityFn, LossInfo
 from .uncertainty import (
     DensitySamples,
@@ -86,6 +91,7 @@ __all__ = [
     'STEP_RULES',
     'SampleWeights',
     'SideDensities',
+    'SideDerivatives',
     'chunked_loss',
     'chunks_of',
     'decayed_steps',

@@ -98,6 +98,7 @@ def gradient_ascent(
     num_steps: int = 10,
     step_decay: float = 0.5,
     step_rule: str = 'decay',
+    check_last: bool = True,
 ) -> AscentResult:
     r"""Move candidates uphill, :math:`y \leftarrow y + \lambda \nabla_y f(y)`.
 
@@ -122,6 +123,9 @@ def gradient_ascent(
         step_decay: Factor on a candidate's steps after one that was refused.
         step_rule: 'decay' or 'secant', see :func:`decayed_steps` and
             :func:`secant_steps`.
+        check_last: Whether the last step is judged as well. Without, it is
+            kept in any case and f there stays unknown: NaN. That saves an
+            evaluation, for a caller who asks about the result anyway.
 
     Returns:
         The last kept candidates.
@@ -149,11 +153,15 @@ def gradient_ascent(
         for i in range(num_steps):
             move = step * grad
             proposal = y + move
-            new_value, new_grad = _value_and_grad(
-                logdensity_fn, proposal, i + 1 < num_steps
-            )
-            # False for NaN.
-            keep = (new_value >= value) & proposal.isfinite().all(-1)
+            is_last = i + 1 == num_steps
+            keep = proposal.isfinite().all(-1)
+            if is_last and not check_last:
+                new_value, new_grad = torch.full_like(value, torch.nan), None
+            else:
+                new_value, new_grad = _value_and_grad(
+                    logdensity_fn, proposal, not is_last
+                )
+                keep = keep & (new_value >= value)  # False for NaN
             y = torch.where(keep[..., None], proposal, y)
             value = torch.where(keep, new_value, value)
             if new_grad is not None:
@@ -271,6 +279,7 @@ class BoxAscent:
         corner_logdensity_fn: LogDensityFn,
         corners: Tensor,
         step_length: Sequence[Tensor] | None = None,
+        check_last: bool = True,
     ) -> AscentResult:
         """Move boxes uphill on f.
 
@@ -279,6 +288,7 @@ class BoxAscent:
             corners: (R, 4) x1, y1, x2, y2, the initial boxes.
             step_length: Lengths (R,) of each box's first step, for the centre
                 and the size, in place of the attribute.
+            check_last: See :func:`gradient_ascent`.
 
         Returns:
             Corners (R, 1, 4), and a trajectory of corners.
@@ -306,11 +316,10 @@ class BoxAscent:
             self.num_steps,
             self.step_decay,
             self.step_rule,
+            check_last,
         )
         with torch.inference_mode(False):
-            trajectory = torch.stack(
-                [boxes_at(sides) for sides in result.info.trajectory]
-            )
+            trajectory = boxes_at(result.info.trajectory)
         info = replace(result.info, trajectory=trajectory)
         return replace(result, y=trajectory[-1], info=info)
 

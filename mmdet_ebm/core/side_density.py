@@ -16,6 +16,7 @@ Everything else is sums over the nodes of a grid, one grid for each side.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,6 +112,42 @@ class SideDensities:
         true = self.quantiles(points)
         worth = quality(side_iou(self.placed[..., None], true)).mean(-1)
         return worth.nan_to_num(0.0)  # a box without a size
+
+
+@dataclass(frozen=True)
+class SideDerivatives:
+    """What nine evaluations tell of f around R boxes.
+
+    Attributes:
+        logdensity: (R,) f at the boxes.
+        slope: (R, 4) of f along each side.
+        curvature: (R, 4) of -f along each side, at least 0.
+    """
+
+    logdensity: Tensor
+    slope: Tensor
+    curvature: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence['SideDerivatives']) -> 'SideDerivatives':
+        """Boxes of several tables, one after the other."""
+        rows = [(p.logdensity, p.slope, p.curvature) for p in parts]
+        return cls(*map(torch.cat, zip(*rows)))
+
+    def spread(self, rows: Tensor, number: int) -> 'SideDerivatives':
+        """The same among more boxes, of which f says nothing.
+
+        Args:
+            rows: (R,) where these boxes are.
+            number: How many boxes there are.
+        """
+        logdensity = self.logdensity.new_full((number,), torch.nan)
+        zeros = self.slope.new_zeros((number, 4))
+        return SideDerivatives(
+            logdensity.index_copy(0, rows, self.logdensity),
+            zeros.index_copy(0, rows, self.slope),
+            zeros.index_copy(0, rows, self.curvature),
+        )
 
 
 def side_densities(
@@ -225,8 +262,8 @@ def _nodes(
 
 def side_derivatives(
     corner_logdensity_fn: LogDensityFn, corners: Tensor, prior: BoxPrior
-) -> tuple[Tensor, Tensor]:
-    """Slope and curvature of f along each side, by differences.
+) -> SideDerivatives:
+    """f, and its slope and curvature along each side, by differences.
 
     The points are half of the prior's deviation away, to either side.
 
@@ -234,9 +271,6 @@ def side_derivatives(
         corner_logdensity_fn: Corners (R, S, 4) -> f (R, S).
         corners: (R, 4) where.
         prior: Of these boxes; the sizes of its centres are the unit.
-
-    Returns:
-        Slopes (R, 4), and curvatures (R, 4) of -f, at least 0.
     """
     step = _reach(prior) / 2
     size = (prior.centres[:, 2:] - prior.centres[:, :2]).repeat(1, 2)
@@ -248,7 +282,7 @@ def side_derivatives(
     at, up, down = values.split([1, 4, 4], 1)
     slope = (up - down) / (2 * step[:, None])
     curvature = (2 * at - up - down) / step[:, None].square()
-    return slope, curvature.clamp(min=0)
+    return SideDerivatives(at[:, 0], slope, curvature.clamp(min=0))
 
 
 @functools.cache

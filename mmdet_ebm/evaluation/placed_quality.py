@@ -23,11 +23,9 @@ from torch import Tensor
 from ..core import fit_deviations, quality
 from ..models import EnergyDetector
 from ..models.detectors.refinement import (
-    ascend,
     box_table,
-    has_medians,
     judge,
-    to_medians,
+    place_boxes,
     to_original_frame,
 )
 from ..ops import FeaturePyramid
@@ -187,11 +185,12 @@ def _placed(
                 boxes = get_box_tensor(each.bboxes)
                 each.prior_bboxes = boxes.lerp(each.prior_bboxes, share)
             start.append(each)
-        number = model.refinement.ascent_per_img
-        placed = ascend(energy_model, pyramid, start, number)
-        judged = judge(energy_model, pyramid, placed, number)
-        if model.refinement.medians and has_medians(density):
-            placed, judged = to_medians(energy_model, placed, judged)
+        stages = model.refinement
+        placed, judged = place_boxes(energy_model, stages, pyramid, start)
+        if judged is None:
+            judged = judge(
+                energy_model, pyramid, placed, stages.ascent_per_img
+            )
         known = energy_model.uncertainty_of(
             judged.sides, judged.boxes, judged.prior
         )

@@ -24,6 +24,7 @@ from ..core import (
     LogDensityFn,
     LossInfo,
     SideDensities,
+    SideDerivatives,
     chunked_loss,
     chunks_of,
     separation,
@@ -431,6 +432,7 @@ class EnergyModel(BaseModule):
         pyramid: FeaturePyramid,
         boxes: Boxes,
         prior: BoxPrior | None = None,
+        check_last: bool = True,
     ) -> RefinedBoxes:
         """Move boxes uphill on their density.
 
@@ -438,6 +440,9 @@ class EnergyModel(BaseModule):
             pyramid: From :meth:`pyramid`; boxes are clipped to its images.
             boxes: Each is where its ascent starts, and its reference.
             prior: From ``self.density``; around the boxes without it.
+            check_last: Of a :class:`mmdet_ebm.core.BoxAscent`, see
+                :func:`mmdet_ebm.core.gradient_ascent`; another ascent has
+                no such choice.
         """
         if prior is None:
             prior = self.density.prior(boxes.corners)
@@ -457,18 +462,19 @@ class EnergyModel(BaseModule):
                 ),
                 prior,
             )
-            lengths = {}
+            options: dict[str, Any] = {}
             if isinstance(self.ascent, BoxAscent):
-                lengths['step_length'] = self.density.step_length(
+                lengths = self.density.step_length(
                     self.ascent.step_length, prior.std
                 )
+                options = dict(step_length=lengths, check_last=check_last)
             result = self.ascent(
                 # A box that must not move gets no gradient.
                 lambda c: density(
                     torch.where(moves[..., None], c, c.detach())
                 ),
                 boxes.corners,
-                **lengths,
+                **options,
             )
             corners = torch.where(moves, result.y[:, 0], boxes.corners)
             if pyramid.image_sizes is not None:
@@ -565,7 +571,6 @@ class EnergyModel(BaseModule):
         pyramid: FeaturePyramid,
         boxes: Boxes,
         prior: BoxPrior,
-        rows: Tensor | None = None,
     ) -> SideDensities:
         """The density of each side of placed boxes, by itself.
 
@@ -575,32 +580,43 @@ class EnergyModel(BaseModule):
             pyramid: From :meth:`pyramid`.
             boxes: R placed boxes.
             prior: Of these boxes, from ``self.density``.
-            rows: Boxes that f is asked about, all by default. For the others
-                the prior is all.
         """
-        slope = torch.zeros_like(boxes.corners)
-        curvature = slope
-        if not math.isinf(self.density.temperature):
-            if rows is None:
-                rows = torch.arange(len(slope), device=slope.device)
-            asked, asked_prior = boxes.rows(rows), prior.rows(rows)
-            head, size = self._inference_head(), BOXES_PER_CHUNK // 8
-            slopes, curvatures = zip(
-                *(
-                    side_derivatives(
-                        self.corner_logdensity_fn(pyramid, part, head),
-                        part.corners,
-                        part_prior,
-                    )
-                    for part, part_prior in zip(
-                        asked.chunks(size), asked_prior.split(size)
-                    )
-                )
-            )
-            slope = slope.index_copy(0, rows, torch.cat(slopes))
-            curvature = curvature.index_copy(0, rows, torch.cat(curvatures))
+        known = self.side_derivatives(pyramid, boxes, prior)
         return side_densities(
-            boxes.corners, slope, curvature, self.density, prior
+            boxes.corners, known.slope, known.curvature, self.density, prior
+        )
+
+    @torch.no_grad()
+    def side_derivatives(
+        self, pyramid: FeaturePyramid, boxes: Boxes, prior: BoxPrior
+    ) -> SideDerivatives:
+        """What f says of placed boxes and their sides.
+
+        See :func:`mmdet_ebm.core.side_derivatives`. Where f has no say, since
+        T is infinite, it is not asked: NaN, without slope and curvature.
+
+        Args:
+            pyramid: From :meth:`pyramid`.
+            boxes: R placed boxes.
+            prior: Of these boxes, from ``self.density``.
+        """
+        if math.isinf(self.density.temperature):
+            zeros = torch.zeros_like(boxes.corners)
+            return SideDerivatives(
+                torch.full_like(prior.std, torch.nan), zeros, zeros
+            )
+        head, size = self._inference_head(), BOXES_PER_CHUNK // 8
+        return SideDerivatives.cat(
+            [
+                side_derivatives(
+                    self.corner_logdensity_fn(pyramid, part, head),
+                    part.corners,
+                    part_prior,
+                )
+                for part, part_prior in zip(
+                    boxes.chunks(size), prior.split(size)
+                )
+            ]
         )
 
     def is_refinable(self, corners: Tensor) -> Tensor:

@@ -192,11 +192,33 @@ def test_evaluations_are_shared_between_check_and_gradient():
     assert calls == [True] * 5 + [False]
 
 
-def test_zero_steps_only_evaluate():
+@pytest.mark.parametrize('check_last', [True, False])
+def test_zero_steps_only_evaluate(check_last):
     init = torch.randn(2, 1, 2)
-    result = gradient_ascent(bowl, init, (0.1, 0.1), num_steps=0)
+    result = gradient_ascent(
+        bowl, init, (0.1, 0.1), num_steps=0, check_last=check_last
+    )
     assert torch.equal(result.y, init)
     torch.testing.assert_close(result.logdensity, bowl(init))
+
+
+def test_an_unchecked_last_step_is_taken_and_saves_an_evaluation():
+    calls = []
+
+    def counted(y):
+        calls.append(y)
+        return bowl(y)
+
+    init = torch.tensor([[[0.0, 0.0]], [[torch.inf, 0.0]]])
+    # So long that f falls.
+    result = gradient_ascent(
+        counted, init, (2.5, 2.5), num_steps=1, check_last=False
+    )
+    assert len(calls) == 1
+    torch.testing.assert_close(result.y[0, 0], 2.5 * PEAK)
+    assert torch.equal(result.y[1], init[1])
+    assert result.info.num_accepted.tolist() == [[1], [0]]
+    assert result.logdensity[0].isnan().all()
 
 
 def test_parameters_get_no_gradient_and_results_no_graph():

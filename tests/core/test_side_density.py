@@ -42,8 +42,8 @@ def flat(corners):
 
 def densities(f, boxes, density, centres=None):
     prior = density.prior(boxes if centres is None else centres)
-    slope, curvature = side_derivatives(f, boxes, prior)
-    return side_densities(boxes, slope, curvature, density, prior)
+    known = side_derivatives(f, boxes, prior)
+    return side_densities(boxes, known.slope, known.curvature, density, prior)
 
 
 def on_a_grid(slope, curvature, placed, std, dof, reach=0.15):
@@ -242,7 +242,9 @@ def test_slopes_and_curvatures_of_a_quadratic_are_exact():
     found = side_derivatives(
         logdensity, BOX, BoxDensity(side_std=0.1).prior(BOX)
     )
-    torch.testing.assert_close(found, (slope, curvature))
+    torch.testing.assert_close(found.slope, slope)
+    torch.testing.assert_close(found.curvature, curvature)
+    torch.testing.assert_close(found.logdensity, logdensity(BOX[:, None])[0])
 
 
 def test_a_box_without_a_size_is_worth_nothing():

@@ -16,7 +16,7 @@ from mmdet.utils import ConfigType, InstanceList, OptConfigType
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ...core import BoxDensity, BoxPrior, SideDensities
+from ...core import BoxDensity, BoxPrior, SideDensities, side_densities
 from ...ops import (
     Boxes,
     FeaturePyramid,
@@ -124,24 +124,64 @@ def refine_detections(
     share = energy_model.density.vote_share
     if share > 0 and test_cfg is not None:
         detections = with_votes(detections, candidates, test_cfg, share)
+    judged = None
     if stages.ascent:
-        detections = ascend(
-            energy_model, pyramid, detections, stages.ascent_per_img
+        detections, judged = place_boxes(
+            energy_model, stages, pyramid, detections
         )
-    density = energy_model.density
-    settles = stages.ascent and stages.medians and has_medians(density)
-    ranks = stages.rank and density.quality_power > 0
-    if settles or ranks or stages.uncertainty:
+    power = energy_model.density.quality_power
+    ranks = stages.rank and power > 0
+    if judged is None and (ranks or stages.uncertainty):
         judged = judge(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
-        if settles:
-            detections, judged = to_medians(energy_model, detections, judged)
-        if stages.uncertainty:
-            detections = describe(energy_model, pyramid, detections, judged)
-        if ranks:
-            detections = rank(detections, judged, density.quality_power)
+    if stages.uncertainty:
+        detections = describe(energy_model, pyramid, detections, judged)
+    if ranks:
+        detections = rank(detections, judged, power)
     return detections, plain
+
+
+def place_boxes(
+    energy_model: EnergyModel,
+    stages: Refinement,
+    pyramid: FeaturePyramid,
+    detections: InstanceList,
+) -> tuple[InstanceList, 'Judged | None']:
+    """The ascent, and with ``stages.medians`` the medians.
+
+    Args:
+        energy_model: What is asked about boxes.
+        stages: How boxes are placed.
+        pyramid: Of the batch's maps.
+        detections: Where the ascent starts.
+
+    Returns:
+        The placed boxes, and what the densities of their sides say; None
+        without medians, where nothing has looked at these yet.
+    """
+    density, number = energy_model.density, stages.ascent_per_img
+    if not stages.medians or not has_medians(density):
+        return ascend(energy_model, pyramid, detections, number), None
+    # The look at the sides tells f where the last step led, so that it is not
+    # asked twice.
+    detections = ascend(
+        energy_model, pyramid, detections, number, check_last=False
+    )
+    judged = to_medians(
+        energy_model, judge(energy_model, pyramid, detections, number)
+    )
+    boxes = judged.boxes
+    ends = boxes.split(boxes.corners, judged.logdensities)
+    detections = [
+        _with_fields(
+            each,
+            bboxes=corners,
+            logdensities=torch.where(f.isnan(), each.logdensities, f),
+        )
+        for each, (corners, f) in zip(detections, ends)
+    ]
+    return detections, judged
 
 
 def order_by_energy(
@@ -252,6 +292,7 @@ def ascend(
     pyramid: FeaturePyramid,
     detections: InstanceList,
     number: int,
+    check_last: bool = True,
 ) -> InstanceList:
     """Gradient ascent from boxes, see ``EnergyModel.refine``.
 
@@ -262,6 +303,7 @@ def ascend(
         number: Boxes of an image, by class score, that f is asked about; -1
             for all of them. The others go to the centres of their priors.
             Their log-densities are those of the energy NMS, or else NaN.
+        check_last: See ``EnergyModel.refine``.
     """
     chosen = [_best_rows(each, number) for each in detections]
     moved = [each[rows] for each, rows in zip(detections, chosen)]
@@ -272,7 +314,7 @@ def ascend(
         ends = prior.centres
         values = torch.full_like(prior.std, torch.nan)
     else:
-        refined = energy_model.refine(pyramid, boxes, prior)
+        refined = energy_model.refine(pyramid, boxes, prior, check_last)
         ends, values = refined.corners, refined.logdensity
     results = []
     for detection, rows, (corners, logdensity) in zip(
@@ -303,6 +345,8 @@ class Judged:
         boxes: R boxes.
         prior: Of these boxes.
         rows: Those that f was asked about.
+        logdensities: (R,) on their density, where f was looked at; NaN where
+            it was not asked.
         sides: Of all R boxes.
         image_sizes: Height and width of each image, if boxes end there.
     """
@@ -310,6 +354,7 @@ class Judged:
     boxes: Boxes
     prior: BoxPrior
     rows: Tensor
+    logdensities: Tensor
     sides: SideDensities
     image_sizes: Sequence[tuple[int, int]] | None
 
@@ -343,8 +388,22 @@ def judge(
             for each, start in zip(detections, starts)
         ]
     )
-    sides = energy_model.side_densities(pyramid, boxes, prior, rows)
-    return Judged(boxes, prior, rows, sides, pyramid.image_sizes)
+    known = energy_model.side_derivatives(
+        pyramid, boxes.rows(rows), prior.rows(rows)
+    ).spread(rows, len(boxes.labels))
+    density, corners = energy_model.density, boxes.corners
+    logdensity = density.of_corners(lambda _: known.logdensity[:, None], prior)
+    sides = side_densities(
+        corners, known.slope, known.curvature, density, prior
+    )
+    return Judged(
+        boxes,
+        prior,
+        rows,
+        logdensity(corners[:, None])[:, 0],
+        sides,
+        pyramid.image_sizes,
+    )
 
 
 def has_medians(density: BoxDensity) -> bool:
@@ -352,18 +411,16 @@ def has_medians(density: BoxDensity) -> bool:
     return not math.isinf(density.temperature + density.side_std)
 
 
-def to_medians(
-    energy_model: EnergyModel, detections: InstanceList, judged: Judged
-) -> tuple[InstanceList, Judged]:
+def to_medians(energy_model: EnergyModel, judged: Judged) -> Judged:
     """Put each side of a box at the median of its density.
 
     Args:
         energy_model: Says which boxes may move.
-        detections: Placed boxes.
-        judged: These boxes. Those that f was not asked about stay.
+        judged: Placed boxes. Those that f was not asked about stay.
 
     Returns:
-        The boxes, and what the same densities say of them.
+        The boxes there, and what the same densities say of them; log-densities
+        are still of where they came from.
     """
     boxes, centres = judged.boxes, judged.prior.centres
     settled = judged.sides.at_medians()
@@ -383,12 +440,8 @@ def to_medians(
             moves, settled.logprob_placed, judged.sides.logprob_placed
         ),
     )
-    results = [
-        _with_fields(detection, bboxes=ends)
-        for detection, (ends,) in zip(detections, boxes.split(corners))
-    ]
     boxes = replace(boxes, corners=corners)
-    return results, replace(judged, boxes=boxes, sides=sides)
+    return replace(judged, boxes=boxes, sides=sides)
 
 
 def rank(
