@@ -124,8 +124,9 @@ def gradient_ascent(
         step_rule: 'decay' or 'secant', see :func:`decayed_steps` and
             :func:`secant_steps`.
         check_last: Whether the last step is judged as well. Without, it is
-            kept in any case and f there stays unknown: NaN. That saves an
-            evaluation, for a caller who asks about the result anyway.
+            kept wherever it leads to numbers, even where f fell or is NaN,
+            and f there stays unknown: NaN. That saves an evaluation, for a
+            caller who asks about the result anyway.
 
     Returns:
         The last kept candidates.
