@@ -105,6 +105,12 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         action='store_true',
         help='also run the ascent in other ways',
     )
+    parser.add_argument(
+        '--ignore-classes',
+        action='store_true',
+        help='compute AP over all objects at once instead of the mean over '
+        'the classes; less noisy where many classes have few objects',
+    )
     parser.add_argument('--split', choices=['val', 'test'], default='test')
     parser.add_argument(
         '--resamples',
@@ -159,6 +165,7 @@ def evaluate(
 ) -> tuple[dict[str, list[MatchedDetections]], dict[str, list[float]]]:
     """Matched detections and seconds per image of each stage and run."""
     cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
     loader.dataset.full_init()
@@ -168,7 +175,8 @@ def evaluate(
 
     def add(stage: str, model: nn.Module) -> None:
         results, cost = detect(model, loader, stage)
-        matched.setdefault(stage, []).append(MatchedDetections(truth, results))
+        run = MatchedDetections(truth, results, not args.ignore_classes)
+        matched.setdefault(stage, []).append(run)
         seconds.setdefault(stage, []).append(cost)
 
     for checkpoint in args.checkpoints:
@@ -207,6 +215,7 @@ def compare(args: argparse.Namespace) -> dict:
     return dict(
         config=str(args.config),
         split=args.split,
+        ignore_classes=args.ignore_classes,
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         stages={

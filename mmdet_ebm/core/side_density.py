@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from ..ops import boxes_to_sides
+from ..ops import boxes_to_sides, side_sizes
 from .box_density import BoxDensity, BoxPrior, student_logprob
 from .quality import quality, side_iou
 from .types import LogDensityFn
@@ -152,8 +152,7 @@ class SideDerivatives:
 
 def side_densities(
     corners: Tensor,
-    slope: Tensor,
-    curvature: Tensor,
+    derivatives: SideDerivatives,
     density: BoxDensity,
     prior: BoxPrior,
 ) -> SideDensities:
@@ -161,9 +160,8 @@ def side_densities(
 
     Args:
         corners: (R, 4) placed boxes b.
-        slope: (R, 4) of f there, from :func:`side_derivatives`; zero, as the
-            curvature, where the prior alone decides.
-        curvature: (R, 4) of -f there, not negative.
+        derivatives: Of f there, from :func:`side_derivatives`; zero where the
+            prior alone decides.
         density: Its numbers.
         prior: Of the R boxes.
     """
@@ -171,7 +169,7 @@ def side_densities(
     # What is not a number says nothing; T may be infinite.
     slope, curvature = (
         (each / density.temperature).nan_to_num(0.0, 0.0, 0.0)
-        for each in (slope, curvature)
+        for each in (derivatives.slope, derivatives.curvature)
     )
     placed = boxes_to_sides(corners, prior.centres)
     has_prior = not math.isinf(density.side_std)
@@ -273,8 +271,8 @@ def side_derivatives(
         prior: Of these boxes; the sizes of its centres are the unit.
     """
     step = _reach(prior) / 2
-    size = (prior.centres[:, 2:] - prior.centres[:, :2]).repeat(1, 2)
-    move = (step[:, None] * size).diag_embed()  # (R, 4, 4)
+    move = step[:, None] * side_sizes(prior.centres)
+    move = move.diag_embed()  # (R, 4, 4)
     middle = corners[:, None]
     values = corner_logdensity_fn(
         torch.cat([middle, middle + move, middle - move], 1)

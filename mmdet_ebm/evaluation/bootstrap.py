@@ -68,13 +68,23 @@ class MatchedDetections:
         ground_truth: The split.
         detections: COCO results: ``image_id``, ``category_id``, ``bbox`` and
             ``score`` of each; at most 100 for an image count.
+        by_class: Whether AP is the mean over the classes. Else classes are
+            ignored and all objects count alike, which is less noisy where
+            many classes have few objects.
 
     Attributes:
         image_ids: Of the split, in order.
     """
 
-    def __init__(self, ground_truth: COCO, detections: Sequence[dict]) -> None:
-        self._eval = match_detections(ground_truth, detections)
+    def __init__(
+        self,
+        ground_truth: COCO,
+        detections: Sequence[dict],
+        by_class: bool = True,
+    ) -> None:
+        self._eval = match_detections(
+            ground_truth, detections, by_class=by_class
+        )
         self.image_ids = list(self._eval.params.imgIds)
 
     def average_precision(self) -> dict[str, float]:

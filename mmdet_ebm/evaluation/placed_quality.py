@@ -28,8 +28,9 @@ from ..models.detectors.refinement import (
     place_boxes,
     to_original_frame,
 )
-from ..ops import FeaturePyramid
+from ..ops import FeaturePyramid, boxes_to_sides, side_sizes
 from .bootstrap import MatchedDetections
+from .coco_matching import coco_results
 from .density_fit import (
     detect_with_votes,
     fit_shape,
@@ -111,7 +112,7 @@ class Placed:
         rows = [
             row
             for image, instances in enumerate(results)
-            for row in _results(image, instances, power)
+            for row in coco_results(image, _refined(instances, power))
         ]
         return MatchedDetections(self.truth, rows).average_precision()
 
@@ -148,9 +149,8 @@ def place(
             for numbers, each in zip(settings, placed):
                 results, std = _placed(model, found, pyramid, numbers)
                 after = box_table(results).corners[rows]
-                size = (after[:, 2:] - after[:, :2]).repeat(1, 2)
-                each.errors.append(((after - truth) / size).cpu())
-                each.stds.append((std[rows] / size).cpu())
+                each.errors.append(boxes_to_sides(truth, after).cpu())
+                each.stds.append((std[rows] / side_sizes(after)).cpu())
                 gain = scores * (_quality_of(after, truth) - before)
                 per_image = gain.new_zeros(len(found))
                 each.gains += per_image.index_add(0, image, gain).tolist()
@@ -316,26 +316,14 @@ def _annotations(
     return rows
 
 
-def _results(
-    image: int, instances: InstanceData, power: float | None
-) -> list[dict]:
-    """The detections in COCO's form; the detector's own without a power."""
+def _refined(instances: InstanceData, power: float | None) -> InstanceData:
+    """Refined detections; the detector's own without a power."""
     if power is None:
         boxes, scores = instances.initial_bboxes, instances.scores
     else:
         boxes = instances.bboxes
         scores = instances.scores * instances.quality**power
-    return [
-        dict(
-            image_id=image,
-            category_id=label,
-            bbox=[x1, y1, x2 - x1, y2 - y1],
-            score=score,
-        )
-        for (x1, y1, x2, y2), score, label in zip(
-            boxes.tolist(), scores.tolist(), instances.labels.tolist()
-        )
-    ]
+    return InstanceData(bboxes=boxes, scores=scores, labels=instances.labels)
 
 
 def _copied(instances: InstanceData) -> InstanceData:

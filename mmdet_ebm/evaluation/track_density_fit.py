@@ -17,7 +17,7 @@ import torch
 from ..core import fit_deviations
 from ..models.trackers import TargetConditionalEnergy, TrackRefiner
 from ..models.trackers.target_energy_model import boxes_of_one
-from ..ops import boxes_to_sides
+from ..ops import boxes_to_sides, sides_to_boxes
 from ..tracking import Track, box_overlaps, evaluate_boxes, read_frame
 from .density_fit import MatchedDensities, fit_shape, side_noise
 from .placed_quality import AS_TOLD
@@ -160,14 +160,8 @@ def match_track_densities(
                     scene.modulation.new_tensor(region.to_patch(each)[None])
                     for each in (box, truth)
                 )
-                size = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
-                around = torch.cat(
-                    [
-                        target[:, None],
-                        corners[:, None] + offsets.to(size) * size,
-                    ],
-                    1,
-                )
+                others = sides_to_boxes(offsets.to(corners), corners[:, None])
+                around = torch.cat([target[:, None], others], 1)
                 table = boxes_of_one(corners)
                 with torch.no_grad():
                     f = model.energy_model.corner_logdensity_fn(scene, table)(

@@ -581,10 +581,8 @@ class EnergyModel(BaseModule):
             boxes: R placed boxes.
             prior: Of these boxes, from ``self.density``.
         """
-        known = self.side_derivatives(pyramid, boxes, prior)
-        return side_densities(
-            boxes.corners, known.slope, known.curvature, self.density, prior
-        )
+        derivatives = self.side_derivatives(pyramid, boxes, prior)
+        return side_densities(boxes.corners, derivatives, self.density, prior)
 
     @torch.no_grad()
     def side_derivatives(

@@ -17,7 +17,7 @@ from ..core import (
     sample_density,
 )
 from ..core.checks import positive, positive_int
-from ..ops import relative_to_boxes
+from ..ops import relative_to_boxes, side_sizes
 
 # Where the training method has no noise of its own.
 DEFAULT_SIGMAS = (0.0375, 0.075, 0.15)
@@ -67,7 +67,7 @@ class BoxUncertainty:
             corners: (R, 4) these boxes.
             prior: Of these boxes; the sizes of its centres are the unit.
         """
-        unit, size = _size(prior.centres), _size(corners)
+        unit, size = side_sizes(prior.centres), side_sizes(corners)
         std = sides.std() * unit
         # Shift (a + b) / 2 and log-size b - a of sides a and b.
         first, last = (std / size).square().split(2, 1)
@@ -102,7 +102,7 @@ class BoxUncertainty:
             power: 1 changes them all by the same factor, with 0 they are all
                 the same.
         """
-        relative = self.std / _size(corners)
+        relative = self.std / side_sizes(corners)
         # A side that is known exactly stays so.
         ratio = factor * relative.clamp(min=1e-6) ** (power - 1)
         # For the shift (a + b) / 2 and the log-size b - a of sides a and b.
@@ -284,11 +284,5 @@ class UncertaintyEstimator(nn.Module):
 
 def _std(of_sides: Tensor, corners: Tensor) -> Tensor:
     """From covariances (R, 4, 4) of a unit box's sides to pixels (R, 4)."""
-    return of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * _size(
-        corners
-    )
-
-
-def _size(corners: Tensor) -> Tensor:
-    """(R, 4) width, height, width and height of boxes (R, 4)."""
-    return (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
+    of_unit = of_sides.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    return of_unit * side_sizes(corners)

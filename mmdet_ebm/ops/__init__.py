@@ -7,6 +7,7 @@ from .boxes import (
     clip_boxes,
     relative_to_boxes,
     repeat_rows,
+    side_sizes,
     sides_to_boxes,
 )
 from .prroi_pool import FeaturePyramid, PrRoIPool, prroi_pool
@@ -21,5 +22,6 @@ __all__ = [
     'prroi_pool',
     'relative_to_boxes',
     'repeat_rows',
+    'side_sizes',
     'sides_to_boxes',
 ]

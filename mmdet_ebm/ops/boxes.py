@@ -123,6 +123,19 @@ def relative_to_boxes(relative: Tensor, reference: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
+def side_sizes(boxes: Tensor) -> Tensor:
+    """What positions of the sides are relative to.
+
+    Args:
+        boxes: (..., 4) corners x1, y1, x2, y2.
+
+    Returns:
+        (..., 4) width, height, width, height.
+    """
+    size = boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([size, size], -1)
+
+
 def boxes_to_sides(boxes: Tensor, reference: Tensor) -> Tensor:
     """How far each side is from that of a reference, relative to its size.
 
@@ -133,8 +146,7 @@ def boxes_to_sides(boxes: Tensor, reference: Tensor) -> Tensor:
     Returns:
         (..., 4) along x, y, x, y.
     """
-    size = reference[..., 2:] - reference[..., :2]
-    return (boxes - reference) / torch.cat([size, size], -1)
+    return (boxes - reference) / side_sizes(reference)
 
 
 def sides_to_boxes(sides: Tensor, reference: Tensor) -> Tensor:
@@ -147,8 +159,7 @@ def sides_to_boxes(sides: Tensor, reference: Tensor) -> Tensor:
     Returns:
         (..., 4) corners x1, y1, x2, y2.
     """
-    size = reference[..., 2:] - reference[..., :2]
-    return reference + sides * torch.cat([size, size], -1)
+    return reference + sides * side_sizes(reference)
 
 
 def clip_boxes(

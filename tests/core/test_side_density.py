@@ -7,6 +7,7 @@ import torch
 
 from mmdet_ebm.core import (
     BoxDensity,
+    SideDerivatives,
     quality,
     side_densities,
     side_derivatives,
@@ -43,7 +44,13 @@ def flat(corners):
 def densities(f, boxes, density, centres=None):
     prior = density.prior(boxes if centres is None else centres)
     known = side_derivatives(f, boxes, prior)
-    return side_densities(boxes, known.slope, known.curvature, density, prior)
+    return side_densities(boxes, known, density, prior)
+
+
+def derivatives(slope, curvature):
+    """Of an f that is not known itself."""
+    at = torch.full_like(slope[:, 0], torch.nan)
+    return SideDerivatives(at, slope, curvature)
 
 
 def on_a_grid(slope, curvature, placed, std, dof, reach=0.15):
@@ -70,8 +77,10 @@ def test_figures_are_those_of_a_dense_grid(std, dof, f_std, placed):
     boxes = BOX + placed * SIZE
     found = side_densities(
         boxes,
-        torch.full((1, 4), 2 * slope).double(),
-        torch.full((1, 4), 2 * curvature).double(),
+        derivatives(
+            torch.full((1, 4), 2 * slope).double(),
+            torch.full((1, 4), 2 * curvature).double(),
+        ),
         density,
         density.prior(BOX),
     )
@@ -105,8 +114,7 @@ def test_medians_are_those_of_a_dense_grid(std, dof, f_std, placed):
     density = BoxDensity(side_std=std, dof=dof)
     found = side_densities(
         BOX + placed * SIZE,
-        slope,
-        torch.full_like(slope, 1 / f_std**2),
+        derivatives(slope, torch.full_like(slope, 1 / f_std**2)),
         density,
         density.prior(BOX),
     )
@@ -135,7 +143,8 @@ def test_a_median_is_nearer_to_the_true_side_than_the_top():
     """In the mean, of a density that leans to one side."""
     density = BoxDensity(side_std=0.05, dof=2.0)
     slope = torch.full((1, 4), 20.0).double()
-    found = side_densities(BOX, slope, 0 * slope, density, density.prior(BOX))
+    known = derivatives(slope, 0 * slope)
+    found = side_densities(BOX, known, density, density.prior(BOX))
 
     def expected_distance(sides):
         return (found.mass * (found.nodes - sides[..., None]).abs()).sum(-1)
@@ -159,7 +168,8 @@ def test_a_slope_is_not_followed_to_where_f_was_not_asked():
     slope = torch.full(
         (1, 4), 1.15 / 0.03
     ).double()  # the prior's own, at most
-    found = side_densities(BOX, slope, 0 * slope, density, prior)
+    known = derivatives(slope, 0 * slope)
+    found = side_densities(BOX, known, density, prior)
     assert (found.std() < 0.1).all()
     assert (found.quantiles(torch.full((4, 1), 0.99)) < 0.3).all()
 

@@ -177,6 +177,28 @@ def test_a_resample_without_a_class_leaves_it_out(split):
     assert np.isnan(matched.average_precisions(np.zeros((1, 12)))).all()
 
 
+def test_ignoring_classes_gives_the_numbers_of_one_class_of_all(split):
+    truth, good, bad = split
+    other_class = [dict(d, category_id=3 - d['category_id']) for d in bad]
+    detections = good + other_class
+    one = COCO()
+    one.dataset = dict(
+        truth.dataset,
+        annotations=[
+            dict(a, category_id=1) for a in truth.dataset['annotations']
+        ],
+        categories=truth.dataset['categories'][:1],
+    )
+    one.createIndex()
+    expected = reference(one, [dict(d, category_id=1) for d in detections])
+    matched = MatchedDetections(truth, detections, by_class=False)
+    found = matched.average_precision()
+    assert found == pytest.approx(expected)
+    assert found != MatchedDetections(truth, detections).average_precision()
+    whole = matched.average_precisions(np.ones((1, 12)))[0]
+    assert whole.tolist() == pytest.approx(list(expected.values()))
+
+
 def test_a_clearly_better_system_has_an_interval_above_zero(split):
     truth, good, bad = split
     systems = dict(

@@ -11,6 +11,7 @@ from mmdet_ebm.ops import (
     clip_boxes,
     relative_to_boxes,
     repeat_rows,
+    side_sizes,
     sides_to_boxes,
 )
 
@@ -49,6 +50,7 @@ def test_conversions_are_inverse_for_many_samples_of_each_box():
 
 def test_sides_are_measured_in_sizes_of_the_reference():
     box = torch.tensor([[5.0, 40.0, 45.0, 60.0]])
+    assert side_sizes(REFERENCE).tolist() == [[20, 40, 20, 40]]
     sides = boxes_to_sides(box, REFERENCE)
     torch.testing.assert_close(sides, torch.tensor([[-0.25, 0.5, 0.75, 0.0]]))
     torch.testing.assert_close(sides_to_boxes(sides, REFERENCE), box)

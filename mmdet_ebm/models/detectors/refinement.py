@@ -391,17 +391,14 @@ def judge(
     known = energy_model.side_derivatives(
         pyramid, boxes.rows(rows), prior.rows(rows)
     ).spread(rows, len(boxes.labels))
-    density, corners = energy_model.density, boxes.corners
+    density = energy_model.density
     logdensity = density.of_corners(lambda _: known.logdensity[:, None], prior)
-    sides = side_densities(
-        corners, known.slope, known.curvature, density, prior
-    )
     return Judged(
         boxes,
         prior,
         rows,
-        logdensity(corners[:, None])[:, 0],
-        sides,
+        logdensity(boxes.corners[:, None])[:, 0],
+        side_densities(boxes.corners, known, density, prior),
         pyramid.image_sizes,
     )
 
