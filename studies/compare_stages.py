@@ -200,9 +200,12 @@ def evaluate(
     return matched, seconds
 
 
-def compare(args: argparse.Namespace) -> dict:
-    """The figures."""
-    matched, seconds = evaluate(args)
+def summary(
+    matched: dict[str, list[MatchedDetections]],
+    seconds: dict[str, list[float]],
+    num_resamples: int,
+) -> dict:
+    """Figures of each stage, and the differences that matter."""
     pairs = [(stage, 'plain') for stage in STAGES if stage != 'plain']
     pairs += [
         ('refined', 'voted'),
@@ -211,13 +214,8 @@ def compare(args: argparse.Namespace) -> dict:
         ('refined', 'control'),
     ]
     pairs = [pair for pair in pairs if matched.keys() >= set(pair)]
-    differences = bootstrap_differences(matched, pairs, args.resamples)
+    differences = bootstrap_differences(matched, pairs, num_resamples)
     return dict(
-        config=str(args.config),
-        split=args.split,
-        ignore_classes=args.ignore_classes,
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
         stages={
             stage: dict(
                 runs=[r.average_precision() for r in runs],
@@ -228,6 +226,18 @@ def compare(args: argparse.Namespace) -> dict:
         differences={
             f'{a} - {b}': found for (a, b), found in differences.items()
         },
+    )
+
+
+def compare(args: argparse.Namespace) -> dict:
+    """The figures."""
+    return dict(
+        config=str(args.config),
+        split=args.split,
+        ignore_classes=args.ignore_classes,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        **summary(*evaluate(args), args.resamples),
     )
 
 

@@ -1,0 +1,166 @@
+"""Refinement on more images than a test split holds, by training crosswise.
+
+AP90 of a few hundred images with many classes is mostly chance. So the images
+of train and test are dealt into parts. For each part an energy model trains on
+all the others, its density is fitted on val, and it refines this part. All
+parts together are compared, as the mean over the classes and without classes.
+The detector must know none of the images.
+
+  python -m studies.crossed CONFIG plain.pth
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+
+from mmdet_ebm.apis import build_model
+from mmdet_ebm.engine.experiments import train_once
+from mmdet_ebm.evaluation import MatchedDetections
+from mmdet_ebm.evaluation.stages import used
+from mmdet_ebm.files import write_json
+
+from .compare_stages import STAGES, detect, summary, to_markdown
+from .files import ROOT
+
+_STAGES = ('plain', 'voted', 'placed', 'refined')
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m studies.crossed',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', type=Path, help='energy config')
+    parser.add_argument('plain', type=Path, help='checkpoint of the detector')
+    parser.add_argument(
+        '--parts', type=int, default=2, help='energy models (default: 2)'
+    )
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        help='of each training (default: those of the config)',
+    )
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/crossed')
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='JSON file of the figures (default: WORK_DIR/crossed.json)',
+    )
+    return parser.parse_args(arguments)
+
+
+def joined(contents: Sequence[dict]) -> dict:
+    """COCO annotations of several files with the same categories in one."""
+    merged = dict(contents[0], images=[], annotations=[])
+    for content in contents:
+        merged['images'] += content['images']
+        for each in content['annotations']:
+            new = dict(each, id=len(merged['annotations']) + 1)
+            merged['annotations'].append(new)
+    return merged
+
+
+def deal(content: dict, parts: int) -> list[tuple[dict, dict]]:
+    """For each part, the annotations of the others and its own.
+
+    Every ``parts``-th image in the order of the ids is of the same part.
+    """
+    ids = sorted(image['id'] for image in content['images'])
+
+    def of(kept: set[int]) -> dict:
+        return dict(
+            content,
+            images=[x for x in content['images'] if x['id'] in kept],
+            annotations=[
+                x for x in content['annotations'] if x['image_id'] in kept
+            ],
+        )
+
+    return [
+        (of(set(ids) - set(ids[i::parts])), of(set(ids[i::parts])))
+        for i in range(parts)
+    ]
+
+
+def _annotations(cfg: Config) -> dict:
+    """Of train and test."""
+    contents = []
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        dataset = loader.dataset
+        path = Path(dataset.get('data_root') or '', dataset.ann_file)
+        contents.append(json.loads(path.read_text()))
+    return joined(contents)
+
+
+def write_configs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
+    """The file of all annotations, and a config for each part."""
+    folder = args.work_dir.resolve()
+    content = _annotations(Config.fromfile(args.config))
+    whole = folder / 'all.json'
+    write_json(whole, content)
+    configs = []
+    for i, (others, own) in enumerate(deal(content, args.parts)):
+        cfg = Config.fromfile(args.config)
+        part = folder / f'part{i}'
+        write_json(part / 'train.json', others)
+        write_json(part / 'test.json', own)
+        cfg.train_dataloader.dataset.ann_file = str(part / 'train.json')
+        cfg.test_dataloader.dataset.ann_file = str(part / 'test.json')
+        cfg.test_evaluator.ann_file = str(part / 'test.json')
+        configs.append(folder / f'part{i}.py')
+        cfg.dump(str(configs[-1]))
+    return whole, configs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line, or ``arguments``, ask for."""
+    args = parse_args(arguments)
+    whole, configs = write_configs(args)
+    results: dict[str, list[dict]] = {stage: [] for stage in _STAGES}
+    seconds: dict[str, list[float]] = {stage: [] for stage in _STAGES}
+    for config in configs:
+        checkpoint = train_once(
+            ROOT / 'tools/train.py',
+            config,
+            config.with_suffix('') / 'work',
+            args.seed,
+            args.plain.resolve(),
+            max_epochs=args.epochs,
+        )
+        cfg = Config.fromfile(config)
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        loader = Runner.build_dataloader(cfg.test_dataloader)
+        loader.dataset.full_init()
+        model = build_model(str(config), str(checkpoint))
+        for stage in _STAGES:
+            with used(model, STAGES[stage]):
+                found, cost = detect(model, loader, stage)
+            results[stage] += found
+            seconds[stage].append(cost)
+    truth = COCO(str(whole))
+    figures = dict(
+        parts=args.parts, images=len(truth.imgs), seed=args.seed, tables={}
+    )
+    for name, by_class in (('mean of classes', True), ('all objects', False)):
+        matched = {
+            stage: [MatchedDetections(truth, found, by_class)]
+            for stage, found in results.items()
+        }
+        table = summary(matched, seconds, num_resamples=1000)
+        figures['tables'][name] = table
+        print(f'{name}:\n\n{to_markdown(table)}')
+    write_json(args.out or args.work_dir / 'crossed.json', figures)
+
+
+if __name__ == '__main__':
+    main()
