@@ -105,12 +105,6 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         action='store_true',
         help='also run the ascent in other ways',
     )
-    parser.add_argument(
-        '--ignore-classes',
-        action='store_true',
-        help='compute AP over all objects at once instead of the mean over '
-        'the classes; less noisy where many classes have few objects',
-    )
     parser.add_argument('--split', choices=['val', 'test'], default='test')
     parser.add_argument(
         '--resamples',
@@ -175,8 +169,7 @@ def evaluate(
 
     def add(stage: str, model: nn.Module) -> None:
         results, cost = detect(model, loader, stage)
-        run = MatchedDetections(truth, results, not args.ignore_classes)
-        matched.setdefault(stage, []).append(run)
+        matched.setdefault(stage, []).append(MatchedDetections(truth, results))
         seconds.setdefault(stage, []).append(cost)
 
     for checkpoint in args.checkpoints:
@@ -234,7 +227,6 @@ def compare(args: argparse.Namespace) -> dict:
     return dict(
         config=str(args.config),
         split=args.split,
-        ignore_classes=args.ignore_classes,
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         **summary(*evaluate(args), args.resamples),

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
 from mmdet_ebm.apis import build_model
+from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.stages import used
@@ -49,6 +50,12 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
+        '--resamples',
+        type=int,
+        default=1000,
+        help='bootstrap resamples (default: 1000)',
+    )
+    parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/crossed')
     )
     parser.add_argument(
@@ -60,7 +67,17 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def joined(contents: Sequence[dict]) -> dict:
-    """COCO annotations of several files with the same categories in one."""
+    """COCO annotations of several files with the same categories in one.
+
+    Raises:
+        ValueError: If two files have an image of the same id.
+    """
+    ids = [image['id'] for each in contents for image in each['images']]
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            'expected each image in one split only, but '
+            f'{len(ids) - len(set(ids))} ids are in several'
+        )
     merged = dict(contents[0], images=[], annotations=[])
     for content in contents:
         merged['images'] += content['images']
@@ -122,9 +139,8 @@ def write_configs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     return whole, configs
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line, or ``arguments``, ask for."""
-    args = parse_args(arguments)
+def run(args: argparse.Namespace) -> None:
+    """Train, refine and compare."""
     whole, configs = write_configs(args)
     results: dict[str, list[dict]] = {stage: [] for stage in _STAGES}
     seconds: dict[str, list[float]] = {stage: [] for stage in _STAGES}
@@ -156,10 +172,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stage: [MatchedDetections(truth, found, by_class)]
             for stage, found in results.items()
         }
-        table = summary(matched, seconds, num_resamples=1000)
+        table = summary(matched, seconds, args.resamples)
         figures['tables'][name] = table
         print(f'{name}:\n\n{to_markdown(table)}')
     write_json(args.out or args.work_dir / 'crossed.json', figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line, or ``arguments``, ask for."""
+    args = parse_args(arguments)
+    with exit_with_message():
+        run(args)
 
 
 if __name__ == '__main__':

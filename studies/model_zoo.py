@@ -74,7 +74,6 @@ def figures_of(config: str, results: Sequence[Mapping]) -> Mapping | None:
         and each.get('split') == 'test'
         and 'plain' in each.get('stages', {})
         and not each.get('note')
-        and not each.get('ignore_classes')
     ]
 
     def rank(result: Mapping) -> tuple[int, int, int]:
