@@ -2,7 +2,7 @@
 
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from ..apis.checks import unwrapped
@@ -19,7 +19,8 @@ class FitDensityHook(Hook):
     It runs before the last checkpoint is written, which so holds the numbers.
     Without images to fit on, or for a density whose numbers are in the
     config, nothing happens. ``tools/fit_density.py`` does the same for a
-    checkpoint.
+    checkpoint. Where an ``EMAHook`` averages the weights, the averaged ones
+    are what is fitted and stored.
 
     Args:
         dataloader: Config of a loader of other images than those of the val
@@ -52,12 +53,15 @@ class FitDensityHook(Hook):
             )
             return
         density = model.energy_model.density
+        averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         if is_main_process():
             loader = (
                 Runner.build_dataloader(self.dataloader)
                 if self.dataloader
                 else runner.val_dataloader
             )
+            for hook in averages:
+                hook.before_val_epoch(runner)  # the averaged weights
             model.eval()
             try:
                 text = fit_model(model, PassProgress(loader, 'density'))
@@ -65,7 +69,12 @@ class FitDensityHook(Hook):
             except ValueError as error:
                 runner.logger.warning(f'The density stays cautious: {error}')
             model.train()
+            for hook in averages:
+                hook.after_val_epoch(runner)
         # All processes go on with the numbers of the first.
         state = density.get_extra_state().to(next(model.parameters()).device)
         broadcast(state)
         density.set_extra_state(state)
+        for hook in averages:  # their model is the one of the checkpoint
+            averaged = hook.ema_model.module.energy_model
+            averaged.density.set_extra_state(state)

@@ -66,12 +66,36 @@ class SideErrors:
         return (np.isfinite(self.std) & (self.std > 0)).all(1)
 
 
-def coverage(errors: SideErrors, levels: Sequence[float]) -> np.ndarray:
-    """Share of errors within the central intervals of given probability."""
-    known = errors.known
-    z = np.abs(errors.error[known] / errors.std[known])
-    bounds = norm.ppf((1 + np.asarray(levels)) / 2)
+def half_widths(
+    levels: Sequence[float], reference: SideErrors | None = None
+) -> np.ndarray:
+    """How many deviations a central interval reaches to either side.
+
+    Args:
+        levels: Probabilities of the intervals.
+        reference: Other errors, whose quantiles are taken; by default those
+            of a Gaussian. Errors have heavier tails than a Gaussian, which no
+            factor of the deviations can change.
+    """
+    if reference is None:
+        return norm.ppf((1 + np.asarray(levels)) / 2)
+    return np.quantile(_absolute_z(reference), levels)
+
+
+def coverage(
+    errors: SideErrors,
+    levels: Sequence[float],
+    reference: SideErrors | None = None,
+) -> np.ndarray:
+    """Share of errors within the central intervals of :func:`half_widths`."""
+    z = _absolute_z(errors)
+    bounds = half_widths(levels, reference)
     return np.array([(z <= bound).mean() for bound in bounds])
+
+
+def _absolute_z(errors: SideErrors) -> np.ndarray:
+    known = errors.known
+    return np.abs(errors.error[known] / errors.std[known])
 
 
 def negative_log_likelihood(errors: SideErrors) -> float:
@@ -81,8 +105,15 @@ def negative_log_likelihood(errors: SideErrors) -> float:
     return float(-norm.logpdf(error, scale=std).mean())
 
 
-def calibration(errors: SideErrors) -> dict:
+def calibration(
+    errors: SideErrors, reference: SideErrors | None = None
+) -> dict:
     """Measure how well predicted deviations agree with errors.
+
+    Args:
+        errors: Of a split.
+        reference: Of another split, for the intervals; see
+            :func:`half_widths`.
 
     Returns:
         ``matched`` detections, ``unknown`` ones among them, and, if any is
@@ -98,7 +129,7 @@ def calibration(errors: SideErrors) -> dict:
     found = dict(matched=len(known), unknown=int((~known).sum()))
     if not known.any():
         return found
-    fine = coverage(errors, _FINE_LEVELS)
+    fine = coverage(errors, _FINE_LEVELS, reference)
     correlation = None
     if len(np.unique(std)) > 1:  # a constant has no ranks
         ranks = spearmanr(std.ravel(), np.abs(error).ravel())
@@ -107,7 +138,9 @@ def calibration(errors: SideErrors) -> dict:
         found,
         coverage={
             f'{100 * level:g}': float(share)
-            for level, share in zip(LEVELS, coverage(errors, LEVELS))
+            for level, share in zip(
+                LEVELS, coverage(errors, LEVELS, reference)
+            )
         },
         calibration_error=float(np.abs(fine - _FINE_LEVELS).mean()),
         nll=negative_log_likelihood(errors),

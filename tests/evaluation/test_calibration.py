@@ -8,6 +8,7 @@ from mmdet_ebm.evaluation.calibration import (
     calibration,
     constant_std,
     coverage,
+    half_widths,
     match_to_truth,
 )
 
@@ -35,6 +36,28 @@ def test_wrong_deviations_cover_less_or_more(scale, share):
     """Central 90 %: P(|z| < 1.6449 scale)."""
     found = coverage(gaussian_errors(scale), [0.9])
     assert found[0] == pytest.approx(share, abs=0.009)
+
+
+def test_quantiles_of_other_errors_give_intervals_that_hold_what_they_say():
+    """Errors of Laplace's distribution: a Gaussian's 50 % hold 61 %."""
+    rng = np.random.default_rng(0)
+    std = rng.uniform(0.02, 0.2, (2, 20_000, 4))
+    error = std * rng.laplace(scale=2**-0.5, size=std.shape)
+    first, second = (SideErrors(e, s) for e, s in zip(error, std))
+    levels = [0.5, 0.8, 0.9, 0.95]
+    assert coverage(second, levels)[0] == pytest.approx(0.615, abs=0.01)
+    np.testing.assert_allclose(
+        half_widths(levels, first),
+        -np.log(1 - np.array(levels)) / 2**0.5,
+        rtol=0.03,
+    )
+    np.testing.assert_allclose(
+        coverage(second, levels, first), levels, atol=0.009
+    )
+    plain, found = calibration(second), calibration(second, first)
+    assert found['calibration_error'] < 0.005 < plain['calibration_error']
+    for name in ('nll', 'z_rms', 'rank_correlation'):
+        assert found[name] == plain[name]
 
 
 def test_the_likelihood_is_best_at_the_right_deviation():

@@ -59,9 +59,14 @@ def trained(monkeypatch, config, tmp_path):
             json.dumps(
                 dict(
                     stages=dict(
-                        plain=dict(runs=run), refined=dict(runs=run[::-1])
+                        plain=dict(runs=run),
+                        voted=dict(runs=run),
+                        refined=dict(runs=run[::-1]),
                     ),
-                    differences={'refined - plain': metrics},
+                    differences={
+                        'voted - plain': metrics,
+                        'refined - plain': metrics,
+                    },
                 )
             )
         )
@@ -118,7 +123,9 @@ def test_few_images_are_others_for_each_seed(trained):
 
 def test_the_table_tells_every_seed(trained, tmp_path):
     lines = (tmp_path / 'work/never_worse.md').read_text().splitlines()
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 5 + 1
     cells = [cell.strip() for cell in lines[2].split('|')]
     assert cells[1:3] == ['untrained', '+1.00 [-2.00, +3.00]']
     assert cells[6] == '-10.00, +10.00'
+    cells = [cell.strip() for cell in lines[-1].split('|')]
+    assert cells[1] == 'votes alone' and cells[6] == '+0.00, +0.00'

@@ -100,6 +100,9 @@ def test_calibration_fits_a_factor_on_val_and_reports_on_test(
     assert scaled['z_rms'] == pytest.approx(1)
     assert scaled['nll'] < usual['nll']
     assert set(scaled['coverage']) == {'50', '80', '90', '95'}
+    # All errors are twice the deviation: intervals end there, and hold all.
+    assert first['half_widths'] == pytest.approx([2] * 4, rel=1e-5)
+    assert first['quantiles']['z_rms'] == pytest.approx(2)
     table = (tmp_path / 'out.md').read_text()
     assert '| scaled on val ' in table and table in capsys.readouterr().out
     assert (tmp_path / 'out.png').exists()

@@ -16,6 +16,8 @@ from ..small_models import build
 from .test_pipeline import shrunk_config
 
 ENERGY = 'digits/faster-rcnn_r18-half_nce-plus_digits.py'
+NUMBERS = 'energy_model.density._extra_state'
+LAYER = 'energy_model.head.fc_logdensity.weight'
 
 
 def every_two_iterations(cfg):
@@ -36,14 +38,16 @@ def without_epochs(cfg):
 def train(digits, tmp_path, monkeypatch):
     """Train for four steps with a change of the config.
 
-    Gives for each fit whether the model was in training mode and the images.
+    Gives for each fit whether the model was in training mode, the images, and
+    a layer's weights; and what the last checkpoint holds.
     """
     monkeypatch.setenv('DIGITS_ROOT', str(digits))
     seen = []
 
     def fit(model, batches):
         images = [s.img_id for each in batches for s in each['data_samples']]
-        seen.append((model.training, images))
+        weight = model.state_dict()[LAYER].clone()
+        seen.append((model.training, images, weight))
         model.energy_model.density.set_numbers(temperature=7.5)
         model.energy_model.density.fitted = True
         return 'it was fitted'
@@ -72,8 +76,7 @@ def train(digits, tmp_path, monkeypatch):
         )
         last = torch.load(latest_checkpoint(tmp_path / 'work'))
         assert last['meta']['iter'] == 4
-        numbers = last['state_dict']['energy_model.density._extra_state']
-        return seen, numbers
+        return seen, last
 
     return run
 
@@ -82,9 +85,32 @@ def train(digits, tmp_path, monkeypatch):
     'change', [lambda cfg: None, every_two_iterations, without_epochs]
 )
 def test_the_last_checkpoint_holds_the_fit(change, train):
-    ((training, images),), numbers = train(change)
-    assert numbers[0] == 7.5 and numbers[-1] == 1
+    ((training, images, weight),), last = train(change)
+    stored = last['state_dict'][NUMBERS]
+    assert stored[0] == 7.5 and stored[-1] == 1
     assert not training and images
+    # The weights that were fitted, and not those of the step before.
+    assert torch.equal(weight, last['state_dict'][LAYER])
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averaged_weights_are_fitted_and_stored(update_buffers, train):
+    def change(cfg):
+        cfg.custom_hooks = [
+            dict(
+                type='EMAHook',
+                momentum=0.5,
+                update_buffers=update_buffers,
+                priority=49,
+            )
+        ]
+
+    ((_, _, weight),), last = train(change)
+    stored = last['state_dict'][NUMBERS]
+    assert stored[0] == 7.5 and stored[-1] == 1
+    assert torch.equal(weight, last['state_dict'][LAYER])
+    trained = last['ema_state_dict'][f'module.{LAYER}']
+    assert not torch.equal(weight, trained)
 
 
 def without_val(cfg):
@@ -107,12 +133,12 @@ def test_without_a_val_split_training_images_are_kept_aside(
         step(self, batch)
 
     monkeypatch.setattr(ResumableIterTrainLoop, 'run_iter', run_iter)
-    seen, numbers = train(without_val)
+    seen, last = train(without_val)
     if fewest > 16:
-        assert not seen and numbers[-1] == 0
+        assert not seen and last['state_dict'][NUMBERS][-1] == 0
         assert 'too few' in capsys.readouterr().out
         return
-    ((_, images),) = seen
+    ((_, images, _),) = seen
     assert len(images) == 3 and not loaded & set(images)
     assert len(loaded) == 13
     assert '3 of 16 training images are kept aside' in capsys.readouterr().out

@@ -43,6 +43,7 @@ from mmdet_ebm.evaluation.calibration import (
     SideErrors,
     calibration,
     constant_std,
+    half_widths,
 )
 from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.density_fit import match_batch
@@ -53,11 +54,13 @@ from mmdet_ebm.evaluation.score_calibration import (
 from mmdet_ebm.files import write_json, write_text
 from mmdet_ebm.models import EnergyDetector
 from mmdet_ebm.models.detectors.refinement import to_original_frame
+from mmdet_ebm.ops import boxes_to_sides, side_sizes
 from mmdet_ebm.visualization.reliability import draw_reliability
 
 KINDS = {
     'as it is': 'as_it_is',
     'scaled on val': 'scaled',
+    'quantiles of val': 'quantiles',
     'constant': 'constant',
 }
 
@@ -132,9 +135,8 @@ def read_split(
         )
         for instances, (rows, truth) in zip(found.instances, pairs):
             boxes = instances.bboxes[rows]
-            size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-            errors.append(((boxes - truth) / size).cpu())
-            stds.append((instances.box_std[rows] / size).cpu())
+            errors.append(-boxes_to_sides(truth, boxes).cpu())
+            stds.append((instances.box_std[rows] / side_sizes(boxes)).cpu())
         for key, of_images in zip(results, (found.plain, found.instances)):
             for sample, one in zip(samples, of_images):
                 results[key] += coco_results(
@@ -187,6 +189,8 @@ def evaluate(
         },
     )
     figures.update((KINDS[kind], calibration(e)) for kind, e in errors.items())
+    figures['quantiles'] = calibration(test.errors, val)
+    figures['half_widths'] = half_widths(LEVELS, val).tolist()
     return figures, errors
 
 
@@ -225,6 +229,7 @@ def to_markdown(runs: Sequence[dict]) -> str:
     factors = [run['factor'] for run in runs]
     matched = [run['as_it_is']['matched'] for run in runs]
     unknown = [run['as_it_is']['unknown'] for run in runs]
+    widths = np.mean([run['half_widths'] for run in runs], 0)
     scores = tabulate(
         [
             [key]
@@ -242,8 +247,14 @@ def to_markdown(runs: Sequence[dict]) -> str:
         f'{table}\n\n'
         f'Factor on val {spread(factors, ".2f")}; matched detections on test '
         f'{spread(matched, ".0f")}, without a deviation '
-        f'{spread(unknown, ".0f")}.\n\n{scores}'
+        f'{spread(unknown, ".0f")}.\n'
+        f'By the quantiles of val, intervals of {_listed(LEVELS, 100)} % '
+        f'reach {_listed(widths, 1)} deviations to either side.\n\n{scores}'
     )
+
+
+def _listed(values: Sequence[float], factor: float) -> str:
+    return ', '.join(f'{factor * value:.3g}' for value in values)
 
 
 def spread(values: Sequence[float], form: str) -> str:

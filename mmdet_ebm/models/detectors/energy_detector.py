@@ -1,6 +1,7 @@
 """Any mmdet detector with an energy model behind it."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,10 +57,12 @@ class Detected:
 class EnergyDetector(BaseDetector):
     """Refines the boxes of any detector with a feature pyramid.
 
-    Test: the detector's candidates -> log-densities -> NMS ordered by them ->
-    gradient ascent. A detector without class-wise NMS, as DETR and its kin,
-    has its boxes moved only. Two-stage detectors predict masks on the refined
-    boxes. With all stages off it is the plain detector.
+    Test: the detector's boxes, with the means of their clusters -> gradient
+    ascent on the density -> sides at their medians -> scores that follow the
+    expected quality; see :class:`Refinement` for what can be switched. A
+    detector without class-wise NMS, as DETR and its kin, has no clusters.
+    Two-stage detectors predict masks on the refined boxes. With all stages
+    off it is the plain detector.
 
     Its state is that of the detector under ``detector.`` and the energy
     model's under ``energy_model.``. A checkpoint of the plain detector loads
@@ -161,7 +164,10 @@ class EnergyDetector(BaseDetector):
     def _ascent_before_medians(self, cfg: dict) -> dict:
         """The ascent's config; medians save steps, if there are any."""
         ascent = {'type': 'BoxAscent', **(cfg.get('ascent') or {})}
-        has_prior = cfg.get('density', 'fitted') is not None
+        density = cfg.get('density', 'fitted')
+        has_prior = density == 'fitted' or math.isfinite(
+            (density or {}).get('side_std', math.inf)
+        )
         if (
             ascent['type'] == 'BoxAscent'
             and self.refinement.medians

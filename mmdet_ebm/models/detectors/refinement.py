@@ -1,7 +1,8 @@
 """The stages that follow a detector's boxes, in network-input pixels.
 
-Candidates -> log-densities -> NMS ordered by them -> gradient ascent -> the
-medians of the sides -> how good and how sure the boxes are.
+Detections, with the means of their clusters -> gradient ascent -> the medians
+of the sides -> how good and how sure the boxes are. As published, but off by
+default, log-densities order the NMS before that.
 """
 
 import math

@@ -269,6 +269,21 @@ def test_a_copy_is_a_model_of_its_own(detector):
         assert torch.equal(ours.bboxes, theirs.bboxes)
 
 
+@pytest.mark.parametrize(
+    'density, steps',
+    [
+        ('fitted', 2),
+        (dict(temperature=2.0, side_std=0.04), 2),
+        (dict(temperature=2.0), 4),
+        (None, 4),
+    ],
+)
+def test_medians_save_steps_where_a_prior_has_them(density, steps):
+    cfg = energy_model_cfg()
+    cfg.energy_model.density = density
+    assert build(cfg).energy_model.ascent.num_steps == steps
+
+
 def test_tensor_mode_gives_the_detectors_outputs(detector):
     inputs, samples = batch()
     with torch.no_grad():
