@@ -40,6 +40,12 @@ SMALL_DETECTORS = {
         (416, 416),
         0.5,
     ),
+    # The same, with a pyramid of the energy model's own.
+    'YOLOX-nano at 416, EnergyNeck': (
+        'configs/photos/yolox-nano_nce-plus_photos.py',
+        (416, 416),
+        0.5,
+    ),
 }
 # Channels of the feature maps over those of the lighter head.
 REDUCTION = 4
@@ -200,8 +206,9 @@ def build_scene(
     cfg = _config(config)
     cfg.model.detector.backbone.init_cfg = None  # random weights do
     if reduction > 1:
+        neck = cfg.model.energy_model.get('neck') or cfg.model.detector.neck
         cfg.model.energy_model.head.reduced_channels = (
-            cfg.model.detector.neck.out_channels // reduction
+            neck.out_channels // reduction
         )
     logging.disable(logging.CRITICAL)
     try:
@@ -214,10 +221,14 @@ def build_scene(
     nn.init.normal_(head.fc_logdensity.weight, std=0.05)
     height, width = (-(-side // 32) * 32 for side in image_size)
     features = []
-    for stride in energy_model.featmap_strides:
+    strides = energy_model.featmap_strides
+    channels = [head.in_shape[0]] * len(strides)
+    if energy_model.neck is not None:
+        channels = energy_model.neck.in_channels
+    for stride, number in zip(strides, channels, strict=True):
         coarse = torch.randn(
             num_images,
-            head.in_shape[0],
+            number,
             -(-height // (4 * stride)),
             -(-width // (4 * stride)),
             generator=generator,
