@@ -196,6 +196,19 @@ def test_five_minutes_lead_to_a_refined_detector(users, base):
     assert len(annotations['images']) == 2
 
 
+def test_the_recipe_for_few_images_trains(users):
+    """With numbers for the noise: this detector has no errors to measure."""
+    users(RETINA)
+    run_line(
+        'python tools/train.py my_short.py --cfg-options '
+        'train_cfg.max_epochs=1 train_cfg.val_interval=1 '
+        'model.energy_model.loss.sigmas=(0.05,0.1)',
+        status=0,
+    )
+    stored = torch.load('work_dirs/my_short/epoch_1.pth', weights_only=True)
+    assert any('energy_model.neck' in key for key in stored['state_dict'])
+
+
 @pytest.mark.parametrize(
     'base, page',
     [

@@ -1,7 +1,9 @@
 """Train a detector or its energy model, as mmdet's own tool does.
 
-Trainings resume exactly (docs/training.md). tools/dist_train.sh starts several
-processes, on GPUs or on a CPU.
+Trainings resume exactly (docs/training.md). At the end of an energy model's
+training its density is fitted on the val split, and the last checkpoint holds
+it (docs/density.md). tools/dist_train.sh starts several processes, on GPUs or
+on a CPU.
 """
 
 import argparse
