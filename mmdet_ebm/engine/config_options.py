@@ -11,8 +11,25 @@ class ConfigOptions(DictAction):
     """``DictAction`` that leaves paths as they are.
 
     mmengine takes spaces out of a value and splits it at commas. A value with
-    a slash that leads to a file or folder is a path and not a list.
+    a slash that leads to a file or folder is a path and not a list. Where
+    mmengine fails for want of an end, this says what was expected.
     """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except RecursionError:
+            parser.error(
+                f'{option_string} takes numbers, words, lists and tuples, got '
+                f'{" ".join(values)}. Of a dict name each entry: '
+                'a.b.x=1 a.b.y=2'
+            )
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:

@@ -27,3 +27,10 @@ def test_other_values_are_those_of_mmengine(tmp_path, monkeypatch):
     assert parse('a=3', 'b=[1, x]', 'c=1,2', 'd=None', 'e=no/where') == dict(
         a=3, b=[1, 'x'], c=[1, 2], d=None, e='no/where'
     )
+
+
+def test_a_dict_is_refused_with_a_word_on_how_to_write_it(capsys):
+    with pytest.raises(SystemExit):
+        parse('model.density=dict(temperature=2.0,side_std=0.04)')
+    message = capsys.readouterr().err
+    assert 'side_std=0.04' in message and 'a.b.x=1 a.b.y=2' in message
