@@ -164,17 +164,29 @@ def run(args: argparse.Namespace) -> None:
             results[stage] += found
             seconds[stage].append(cost)
     truth = COCO(str(whole))
-    figures = dict(
-        parts=args.parts, images=len(truth.imgs), seed=args.seed, tables={}
+    by_class, all_objects = (
+        summary(
+            {
+                stage: [MatchedDetections(truth, found, by_class)]
+                for stage, found in results.items()
+            },
+            seconds,
+            args.resamples,
+        )
+        for by_class in (True, False)
     )
-    for name, by_class in (('mean of classes', True), ('all objects', False)):
-        matched = {
-            stage: [MatchedDetections(truth, found, by_class)]
-            for stage, found in results.items()
-        }
-        table = summary(matched, seconds, args.resamples)
-        figures['tables'][name] = table
-        print(f'{name}:\n\n{to_markdown(table)}')
+    figures = dict(
+        config=str(args.config),
+        split='test',
+        images=len(truth.imgs),
+        parts=args.parts,
+        epochs=args.epochs,
+        seed=args.seed,
+        **by_class,
+        all_objects=all_objects,
+    )
+    print(f'Means of the classes:\n\n{to_markdown(by_class)}\n')
+    print(f'All objects at once:\n\n{to_markdown(all_objects)}')
     write_json(args.out or args.work_dir / 'crossed.json', figures)
 
 

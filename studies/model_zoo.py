@@ -35,8 +35,9 @@ _FOLDERS = {
     ),
     'photos': (
         'A few thousand photos',
-        'A detector trained on COCO, frozen, and energy models from 1,750 '
-        'photos of COCO val2017; 300 others to test on. `PHOTOS_ROOT` names '
+        'A detector trained on COCO, frozen, and energy models from photos of '
+        'COCO val2017: 2,050 in two halves, each the test of the other '
+        '([how](results.md#a-good-detector-little-data)). `PHOTOS_ROOT` names '
         'the folder.',
     ),
     'coco': (

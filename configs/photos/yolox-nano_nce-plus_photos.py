@@ -15,7 +15,8 @@ model = dict(
     detector=detector,
     energy_model=dict(
         # The backbone's stages of stride 4, 8 and 16, and the detector's maps.
-        neck=dict(type='EnergyNeck', out_channels=64),
+        # 64 channels have the same AP and cost twice as much.
+        neck=dict(type='EnergyNeck', out_channels=32),
         head=dict(fc_out_channels=256),
         loss=dict(type='NCEPlusLoss', sigmas='measured', num_samples=31),
     ),
@@ -70,8 +71,7 @@ test_dataloader = dict(
 val_evaluator = dict(ann_file=data_root + '/annotations/val.json')
 test_evaluator = dict(ann_file=data_root + '/annotations/test.json')
 
-# On val f tells 0.57 nats more than the detector after 12 epochs; 0.3 after 3.
-max_epochs = 12
+max_epochs = 18
 train_cfg = dict(
     type='EpochBasedTrainLoop',
     max_epochs=max_epochs,

@@ -57,7 +57,7 @@ def test_each_image_is_refined_by_the_model_that_did_not_see_it(
     assert all(train == whole - test for train, test in parts)
     figures = json.loads((tmp_path / 'crossed.json').read_text())
     assert figures['images'] == 12
-    for table in figures['tables'].values():
+    for table in (figures, figures['all_objects']):
         assert len(table['stages']['plain']['runs']) == 1
         assert {'refined - plain', 'refined - voted'} <= set(
             table['differences']
