@@ -34,6 +34,7 @@ from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
+from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.coco_matching import coco_results
@@ -225,7 +226,7 @@ def summary(
 def compare(args: argparse.Namespace) -> dict:
     """The figures."""
     return dict(
-        config=str(args.config),
+        config=short_path(Path(args.config)),
         split=args.split,
         torch=torch.__version__,
         threads=torch.get_num_threads(),

@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.engine.experiments import train_once
+from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.stages import used
 from mmdet_ebm.files import write_json
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
         for by_class in (True, False)
     )
     figures = dict(
-        config=str(args.config),
+        config=short_path(Path(args.config)),
         split='test',
         images=len(truth.imgs),
         parts=args.parts,
