@@ -27,7 +27,13 @@ from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.stages import used
 from mmdet_ebm.files import write_json
 
-from .compare_stages import STAGES, detect, summary, to_markdown
+from .compare_stages import (
+    STAGES,
+    detect,
+    needs_candidates,
+    summary,
+    to_markdown,
+)
 from .files import ROOT
 
 _STAGES = ('plain', 'voted', 'placed', 'refined')
@@ -143,8 +149,8 @@ def write_configs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
 def run(args: argparse.Namespace) -> None:
     """Train, refine and compare."""
     whole, configs = write_configs(args)
-    results: dict[str, list[dict]] = {stage: [] for stage in _STAGES}
-    seconds: dict[str, list[float]] = {stage: [] for stage in _STAGES}
+    results: dict[str, list[dict]] = {}
+    seconds: dict[str, list[float]] = {}
     for config in configs:
         checkpoint = train_once(
             ROOT / 'tools/train.py',
@@ -159,11 +165,14 @@ def run(args: argparse.Namespace) -> None:
         loader = Runner.build_dataloader(cfg.test_dataloader)
         loader.dataset.full_init()
         model = build_model(str(config), str(checkpoint))
-        for stage in _STAGES:
-            with used(model, STAGES[stage]):
-                found, cost = detect(model, loader, stage)
-            results[stage] += found
-            seconds[stage].append(cost)
+        for name in _STAGES:
+            stage = STAGES[name]
+            if needs_candidates(stage) and not model.box_source.can_be_ordered:
+                continue
+            with used(model, stage):
+                found, cost = detect(model, loader, name)
+            results.setdefault(name, []).extend(found)
+            seconds.setdefault(name, []).append(cost)
     truth = COCO(str(whole))
     by_class, all_objects = (
         summary(
