@@ -56,6 +56,15 @@ def test_links_lead_somewhere(path):
     assert broken_links(path) == []
 
 
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'docs').glob('*.md')), ids=lambda path: path.name
+)
+def test_no_section_of_a_page_stands_there_twice(path):
+    text = re.sub(r'^ *```.*?^ *```$', '', path.read_text(), flags=re.M | re.S)
+    headings = re.findall(r'^#+ +(.+?) *$', text, re.M)
+    assert len(set(headings)) == len(headings)
+
+
 def test_broken_links_are_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), 'ROOT', tmp_path)
     (tmp_path / 'b.md').write_text(
