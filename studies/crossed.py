@@ -24,6 +24,7 @@ from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections
+from mmdet_ebm.evaluation.coco_matching import part_of
 from mmdet_ebm.evaluation.stages import used
 from mmdet_ebm.files import write_json
 
@@ -100,18 +101,11 @@ def deal(content: dict, parts: int) -> list[tuple[dict, dict]]:
     Every ``parts``-th image in the order of the ids is of the same part.
     """
     ids = sorted(image['id'] for image in content['images'])
-
-    def of(kept: set[int]) -> dict:
-        return dict(
-            content,
-            images=[x for x in content['images'] if x['id'] in kept],
-            annotations=[
-                x for x in content['annotations'] if x['image_id'] in kept
-            ],
-        )
-
     return [
-        (of(set(ids) - set(ids[i::parts])), of(set(ids[i::parts])))
+        (
+            part_of(content, set(ids) - set(ids[i::parts])),
+            part_of(content, ids[i::parts]),
+        )
         for i in range(parts)
     ]
 

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.evaluation.bootstrap import METRICS
+from mmdet_ebm.evaluation.coco_matching import part_of
 from mmdet_ebm.files import write_json, write_text
 
 from . import compare_stages
@@ -110,11 +111,9 @@ def few_images(cfg: Config, folder: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
 
     def drop(content: dict) -> None:
-        boxes = content['annotations']
-        found = sorted({each['image_id'] for each in boxes})
-        kept = set(random.choice(found, _FEW, replace=False).tolist())
-        content['images'] = [x for x in content['images'] if x['id'] in kept]
-        content['annotations'] = [x for x in boxes if x['image_id'] in kept]
+        found = sorted({each['image_id'] for each in content['annotations']})
+        kept = random.choice(found, _FEW, replace=False).tolist()
+        content.update(part_of(content, kept))
 
     _change_annotations(cfg, folder, drop)
 

@@ -43,7 +43,7 @@ from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.engine.progress_hook import PassProgress
 from mmdet_ebm.evaluation import MatchedDetections
-from mmdet_ebm.evaluation.coco_matching import coco_results
+from mmdet_ebm.evaluation.coco_matching import coco_results, part_of
 from mmdet_ebm.evaluation.placed_quality import fit_model
 from mmdet_ebm.evaluation.tuning import (
     NOW,
@@ -216,15 +216,8 @@ def _read_lines(path: Path) -> list[Any]:
 
 def _part(truth: COCO, ids: Sequence[int]) -> COCO:
     """The annotations of some images."""
-    wanted = set(ids)
     part = COCO()
-    part.dataset = dict(
-        truth.dataset,
-        images=[x for x in truth.dataset['images'] if x['id'] in wanted],
-        annotations=[
-            x for x in truth.dataset['annotations'] if x['image_id'] in wanted
-        ],
-    )
+    part.dataset = part_of(truth.dataset, ids)
     part.createIndex()
     return part
 

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from mmengine.structures import InstanceData
@@ -35,6 +35,18 @@ def coco_results(
             found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
         )
     ]
+
+
+def part_of(content: dict, image_ids: Iterable[int]) -> dict:
+    """COCO annotations of some images; the rest of the file as it is."""
+    wanted = set(image_ids)
+    return dict(
+        content,
+        images=[x for x in content['images'] if x['id'] in wanted],
+        annotations=[
+            x for x in content['annotations'] if x['image_id'] in wanted
+        ],
+    )
 
 
 def match_detections(
