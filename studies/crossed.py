@@ -10,7 +10,6 @@ The detector must know none of the images.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from pycocotools.coco import COCO
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message
-from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.coco_matching import part_of
@@ -35,7 +33,7 @@ from .compare_stages import (
     summary,
     to_markdown,
 )
-from .files import ROOT
+from .files import read_annotations, train_once
 
 _STAGES = ('plain', 'voted', 'placed', 'refined')
 
@@ -112,12 +110,8 @@ def deal(content: dict, parts: int) -> list[tuple[dict, dict]]:
 
 def _annotations(cfg: Config) -> dict:
     """Of train and test."""
-    contents = []
-    for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        dataset = loader.dataset
-        path = Path(dataset.get('data_root') or '', dataset.ann_file)
-        contents.append(json.loads(path.read_text()))
-    return joined(contents)
+    loaders = (cfg.train_dataloader, cfg.test_dataloader)
+    return joined([read_annotations(each.dataset) for each in loaders])
 
 
 def write_configs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
@@ -147,7 +141,6 @@ def run(args: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {}
     for config in configs:
         checkpoint = train_once(
-            ROOT / 'tools/train.py',
             config,
             config.with_suffix('') / 'work',
             args.seed,

@@ -1,8 +1,10 @@
 """Where things are, and how the studies write their results."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mmengine.config import ConfigDict
 from tabulate import tabulate
 
 from mmdet_ebm.engine import experiments
@@ -17,11 +19,20 @@ def run_tool(name: str, *arguments: object) -> None:
 
 
 def train_once(
-    config: Path, work_dir: Path, seed: int, load_from: Path | None = None
+    config: Path,
+    work_dir: Path,
+    seed: int,
+    load_from: Path | None = None,
+    max_epochs: int | None = None,
 ) -> Path:
     """The last checkpoint of a training that runs if it has not yet."""
     return experiments.train_once(
-        ROOT / 'tools/train.py', config, work_dir, seed, load_from
+        ROOT / 'tools/train.py',
+        config,
+        work_dir,
+        seed,
+        load_from,
+        max_epochs=max_epochs,
     )
 
 
@@ -42,6 +53,12 @@ def mean_and_range(values: Sequence[float]) -> str:
     """Fractions in per cent."""
     low, high = 100 * min(values), 100 * max(values)
     return f'{100 * sum(values) / len(values):.1f} ({low:.1f} to {high:.1f})'
+
+
+def read_annotations(dataset: ConfigDict) -> dict:
+    """The annotation file of a data set's config."""
+    path = Path(dataset.get('data_root') or '', dataset.ann_file)
+    return json.loads(path.read_text())
 
 
 def interval(difference: Mapping[str, float], decimals: int = 1) -> str:

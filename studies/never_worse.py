@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
-from mmdet_ebm.engine.experiments import train_once
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.coco_matching import part_of
 from mmdet_ebm.files import write_json, write_text
 
 from . import compare_stages
-from .files import ROOT, interval, table
+from .files import interval, read_annotations, table, train_once
 
 _NOISE = 0.1  # of annotations, relative to their boxes
 _FEW = 30  # images
@@ -139,8 +138,7 @@ def _change_annotations(
     cfg: Config, folder: Path, change: Callable[[dict], None]
 ) -> None:
     dataset = cfg.train_dataloader.dataset
-    path = Path(dataset.get('data_root') or '', dataset.ann_file)
-    content = json.loads(path.read_text())
+    content = read_annotations(dataset)
     change(content)
     new = folder / 'train.json'
     write_json(new, content)
@@ -160,7 +158,6 @@ def train(
     config.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(str(config))
     checkpoint = train_once(
-        ROOT / 'tools/train.py',
         config,
         folder / 'work',
         seed,

@@ -15,7 +15,7 @@ model = dict(
     detector=detector,
     energy_model=dict(
         # The backbone's stages of stride 4, 8 and 16, and the detector's maps.
-        # 64 channels have the same AP and cost twice as much.
+        # 64 channels have the same AP, and a step takes twice as long.
         neck=dict(type='EnergyNeck', out_channels=32),
         head=dict(fc_out_channels=256),
         loss=dict(type='NCEPlusLoss', sigmas='measured', num_samples=31),

@@ -34,7 +34,7 @@ def test_each_image_is_refined_by_the_model_that_did_not_see_it(
     monkeypatch.setenv('DIGITS_ROOT', str(data))
     parts = []
 
-    def train_once(tool, config, work_dir, seed, load_from, max_epochs):
+    def train_once(config, work_dir, seed, load_from, max_epochs):
         cfg = Config.fromfile(config)
         parts.append(
             [

@@ -47,7 +47,7 @@ def trained(monkeypatch, config, tmp_path):
     """The config of each training, by case and seed."""
     found = {}
 
-    def train_once(tool, path, work_dir, seed, load_from, max_epochs):
+    def train_once(path, work_dir, seed, load_from, max_epochs):
         found[path.parent.name, seed] = Config.fromfile(path), max_epochs
         return work_dir / 'last.pth'
 
