@@ -1,6 +1,7 @@
 """Shared fixtures; models and data are in ``small_models``."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -41,3 +42,11 @@ def _audible_logs():
     MMLogger._instance_dict.clear()
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def no_map_is_small(monkeypatch):
+    """Channels-last maps are pooled where they lie, however small."""
+    # By its path it would be the function of that name.
+    module = sys.modules['mmdet_ebm.ops.prroi_pool']
+    monkeypatch.setattr(module, '_FEW_VALUES', 0)

@@ -220,12 +220,25 @@ def _bags(
         ).any(-1)[:, None, :]
     rows = rows.clamp(min=0).minimum(height - 1) * layout.stride[:, None, None]
     cols = cols.clamp(min=0).minimum(width - 1) + layout.base[:, None, None]
-    index = rows[:, :, None, :, None] + cols[:, None, :, None, :]
-    weights = (
-        row_weights[:, :, None, :, None] * col_weights[:, None, :, None, :]
-    )
     bag = num_taps[0] * num_taps[1]
-    return index.reshape(-1, bag), weights.reshape(-1, bag), reads
+    # Half the memory, which is what the many taps of a bag cost.
+    index = _over_bags(rows.int(), cols.int(), torch.add)
+    weights = _over_bags(row_weights, col_weights, torch.mul)
+    return index.view(-1, bag), weights.view(-1, bag), reads
+
+
+def _over_bags(
+    along_y: Tensor,
+    along_x: Tensor,
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Taps (K, P, n) and (K, Q, m) of each pair: (K, P, Q, n * m)."""
+    per_row, per_col = along_y.shape[2], along_x.shape[2]
+    along_y = along_y[..., None].expand(-1, -1, -1, per_col).flatten(2)
+    along_x = along_x[:, :, None].expand(-1, -1, per_row, -1).flatten(2)
+    # Over a whole bag at a time: loops over a few taps are several times
+    # slower.
+    return combine(along_y[:, :, None], along_x[:, None])
 
 
 def _chunks(

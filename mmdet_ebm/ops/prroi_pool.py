@@ -32,6 +32,9 @@ METHODS = ('auto', 'cells', 'prefix')
 _LEAST_BIN = 2**-10
 # Share of a bin on cells that are not finite, above what rounding leaves.
 _LEAST_SHARE = 1e-6
+# Values of several levels up to which a copy into one table pays (8 MiB of
+# float32): each sum over a table is a chain of small operations.
+_FEW_VALUES = 1 << 21
 
 
 class FeaturePyramid:
@@ -143,17 +146,25 @@ class FeaturePyramid:
         """Whether maps are tables of cells as they lie in memory.
 
         Then a pyramid is no copy of them and costs nothing. So it is for
-        channels-last maps in single or double precision, pooled by cells;
-        inference tensors are copied, since autograd could not save a view.
+        channels-last maps in single or double precision, pooled by cells.
+        Inference tensors are copied, since autograd could not save a view,
+        and so are several small maps: in one table they are pooled together.
         """
         if method == 'auto':
             method = _method_for(maps[0])
-        return method == 'cells' and all(
-            m.dtype == maps[0].dtype
-            and m.dtype in (torch.float32, torch.float64)
-            and not m.is_inference()
-            and m.permute(0, 2, 3, 1).is_contiguous()
-            for m in maps
+        is_small = len(maps) > 1 and (
+            sum(m.numel() for m in maps) <= _FEW_VALUES
+        )
+        return (
+            method == 'cells'
+            and not is_small
+            and all(
+                m.dtype == maps[0].dtype
+                and m.dtype in (torch.float32, torch.float64)
+                and not m.is_inference()
+                and m.permute(0, 2, 3, 1).is_contiguous()
+                for m in maps
+            )
         )
 
     def map_levels(self, boxes: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ def of_method(method, **changes):
     return energy_model(loss=dict(type=method, **options, **changes))
 
 
+@pytest.mark.usefixtures('no_map_is_small')
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('unfrozen', [False, True])
 @pytest.mark.parametrize('method', METHODS)

@@ -50,6 +50,16 @@ PYRAMID = dict(
 )
 
 
+def test_small_maps_are_copied_into_one_table_and_a_single_one_is_not():
+    fine, coarse = channels_last([random_map(), random_map()])
+    assert not FeaturePyramid.is_in_place([fine, coarse])
+    assert FeaturePyramid.is_in_place([fine])
+    large = fine.repeat(1, 1, 1 << 9, 1 << 5)
+    assert large.numel() + coarse.numel() > 1 << 21
+    assert FeaturePyramid.is_in_place(channels_last([large, coarse]))
+
+
+@pytest.mark.usefixtures('no_map_is_small')
 def test_channels_last_maps_are_pooled_in_place():
     levels = [random_map(), random_map()[:, :, :5, :6] + 1]
     sizes = [(7, 9), (9, 8)]
@@ -70,6 +80,7 @@ def test_channels_last_maps_are_pooled_in_place():
     )
 
 
+@pytest.mark.usefixtures('no_map_is_small')
 def test_channels_last_maps_have_gradients_twice():
     fine, coarse = random_map(channels=1), random_map(channels=1)[..., :5, :6]
     arguments = [
