@@ -34,14 +34,13 @@ from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
 from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
-from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
 from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.stages import Stage, used
 from mmdet_ebm.files import write_json
 
-from .files import interval, mean_and_range, table
+from .files import config_name, interval, mean_and_range, table
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
 _PUBLISHED = dict(num_steps=10, step_rule='decay')
@@ -226,7 +225,7 @@ def summary(
 def compare(args: argparse.Namespace) -> dict:
     """The figures."""
     return dict(
-        config=short_path(Path(args.config)),
+        config=config_name(args.config),
         split=args.split,
         torch=torch.__version__,
         threads=torch.get_num_threads(),

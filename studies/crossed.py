@@ -6,7 +6,7 @@ all the others, its density is fitted on val, and it refines this part. All
 parts together are compared, as the mean over the classes and without classes.
 The detector must know none of the images.
 
-  python -m studies.crossed CONFIG plain.pth
+  python -m studies.crossed CONFIG plain.pth --seeds 0 1 2
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pycocotools.coco import COCO
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message
-from mmdet_ebm.engine.progress_hook import short_path
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.coco_matching import part_of
 from mmdet_ebm.evaluation.stages import used
@@ -33,7 +32,7 @@ from .compare_stages import (
     summary,
     to_markdown,
 )
-from .files import read_annotations, train_once
+from .files import config_name, read_annotations, train_once
 
 _STAGES = ('plain', 'voted', 'placed', 'refined')
 
@@ -54,7 +53,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help='of each training (default: those of the config)',
     )
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        nargs='+',
+        default=[0],
+        help='of the energy models; each is a round of its own (default: 0)',
+    )
     parser.add_argument(
         '--resamples',
         type=int,
@@ -69,7 +74,10 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help='JSON file of the figures (default: WORK_DIR/crossed.json)',
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.parts < 2:
+        parser.error(f'expected --parts of at least 2, got {args.parts}')
+    return args
 
 
 def joined(contents: Sequence[dict]) -> dict:
@@ -137,35 +145,43 @@ def write_configs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
 def run(args: argparse.Namespace) -> None:
     """Train, refine and compare."""
     whole, configs = write_configs(args)
-    results: dict[str, list[dict]] = {}
+    results: dict[str, list[list[dict]]] = {}
     seconds: dict[str, list[float]] = {}
     for config in configs:
-        checkpoint = train_once(
-            config,
-            config.with_suffix('') / 'work',
-            args.seed,
-            args.plain.resolve(),
-            max_epochs=args.epochs,
-        )
         cfg = Config.fromfile(config)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         loader = Runner.build_dataloader(cfg.test_dataloader)
         loader.dataset.full_init()
-        model = build_model(str(config), str(checkpoint))
-        for name in _STAGES:
-            stage = STAGES[name]
-            if needs_candidates(stage) and not model.box_source.can_be_ordered:
-                continue
-            with used(model, stage):
-                found, cost = detect(model, loader, name)
-            results.setdefault(name, []).extend(found)
-            seconds.setdefault(name, []).append(cost)
+        for number, seed in enumerate(args.seeds):
+            checkpoint = train_once(
+                config,
+                config.with_suffix('') / f'seed{seed}',
+                seed,
+                args.plain.resolve(),
+                max_epochs=args.epochs,
+            )
+            model = build_model(str(config), str(checkpoint))
+            for name in _STAGES:
+                stage = STAGES[name]
+                if (
+                    needs_candidates(stage)
+                    and not model.box_source.can_be_ordered
+                ):
+                    continue
+                with used(model, stage):
+                    found, cost = detect(model, loader, name)
+                of_seeds = results.setdefault(name, [[] for _ in args.seeds])
+                of_seeds[number] += found
+                seconds.setdefault(name, []).append(cost)
     truth = COCO(str(whole))
     by_class, all_objects = (
         summary(
             {
-                stage: [MatchedDetections(truth, found, by_class)]
-                for stage, found in results.items()
+                stage: [
+                    MatchedDetections(truth, found, by_class)
+                    for found in of_seeds
+                ]
+                for stage, of_seeds in results.items()
             },
             seconds,
             args.resamples,
@@ -173,12 +189,12 @@ def run(args: argparse.Namespace) -> None:
         for by_class in (True, False)
     )
     figures = dict(
-        config=short_path(Path(args.config)),
+        config=config_name(args.config),
         split='test',
         images=len(truth.imgs),
         parts=args.parts,
         epochs=args.epochs,
-        seed=args.seed,
+        seeds=args.seeds,
         **by_class,
         all_objects=all_objects,
     )

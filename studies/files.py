@@ -44,6 +44,13 @@ def small_config_file(
     return ROOT / f'configs/{data}/{detector}_r18-half_{kind}{data}.py'
 
 
+def config_name(path: str | Path) -> str:
+    """How results name a config: in this project, or without its folder."""
+    path = Path(path).resolve()
+    inside = path.is_relative_to(ROOT)
+    return path.relative_to(ROOT).as_posix() if inside else path.name
+
+
 def table(rows: Iterable[Sequence], headers: Sequence[str]) -> str:
     """Rows in Markdown, their cells as they are."""
     return tabulate(rows, headers, tablefmt='github', disable_numparse=True)

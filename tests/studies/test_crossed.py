@@ -32,9 +32,12 @@ def test_each_image_is_refined_by_the_model_that_did_not_see_it(
         each['image_id'] += 100
     (data / 'annotations/test.json').write_text(json.dumps(test))
     monkeypatch.setenv('DIGITS_ROOT', str(data))
-    parts = []
+    parts, trained = [], []
 
     def train_once(config, work_dir, seed, load_from, max_epochs):
+        trained.append((work_dir.relative_to(tmp_path).as_posix(), seed))
+        if seed:
+            return config.with_suffix('.pth')
         cfg = Config.fromfile(config)
         parts.append(
             [
@@ -49,19 +52,31 @@ def test_each_image_is_refined_by_the_model_that_did_not_see_it(
 
     monkeypatch.setattr(crossed, 'train_once', train_once)
     words = [CONFIG, plain, '--work-dir', tmp_path, '--parts', 3]
-    crossed.main([*map(str, words), '--resamples', '20'])
+    words += ['--seeds', 0, 7, '--resamples', 20]
+    crossed.main([*map(str, words)])
+    assert trained == [
+        (f'part{i}/seed{seed}', seed) for i in range(3) for seed in (0, 7)
+    ]
     whole = images_of(tmp_path / 'all.json')
     own = [test for _, test in parts]
     assert sum(map(len, own)) == len(whole) == 8 + 4
     assert set().union(*own) == whole
     assert all(train == whole - test for train, test in parts)
     figures = json.loads((tmp_path / 'crossed.json').read_text())
-    assert figures['images'] == 12
+    assert figures['images'] == 12 and figures['seeds'] == [0, 7]
+    assert figures['config'] == f'configs/digits/{CONFIG.name}'
     for table in (figures, figures['all_objects']):
-        assert len(table['stages']['plain']['runs']) == 1
+        first, second = table['stages']['refined']['runs']
+        assert first == second  # the same weights here
         assert {'refined - plain', 'refined - voted'} <= set(
             table['differences']
         )
+
+
+def test_a_single_part_would_train_on_nothing(capsys):
+    with pytest.raises(SystemExit):
+        crossed.main([str(CONFIG), 'plain.pth', '--parts', '1'])
+    assert 'expected --parts of at least 2, got 1' in capsys.readouterr().err
 
 
 def test_annotations_of_joined_files_have_numbers_of_their_own():
