@@ -401,9 +401,9 @@ class EnergyModel(BaseModule):
     ) -> tuple[Tensor, LossInfo]:
         """The same, with the memory of some objects at a time."""
         size = CANDIDATES_PER_CHUNK // self.loss_energy.method.num_candidates
-        # Maps that are pooled where they lie go together. Others go image by
-        # image: each needs a copy.
-        together = FeaturePyramid.is_in_place(maps)
+        # Maps that are pooled where they lie go together, and small ones.
+        # Others go image by image: each needs a copy.
+        together = FeaturePyramid.costs_little(maps)
 
         def loss_of_chunk(
             images: slice, rows: slice, maps: Sequence[Tensor]

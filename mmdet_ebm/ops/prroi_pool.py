@@ -32,8 +32,9 @@ METHODS = ('auto', 'cells', 'prefix')
 _LEAST_BIN = 2**-10
 # Share of a bin on cells that are not finite, above what rounding leaves.
 _LEAST_SHARE = 1e-6
-# Values of several levels up to which a copy into one table pays (8 MiB of
-# float32): each sum over a table is a chain of small operations.
+# Values of all maps up to which a copy of them costs next to nothing, 8 MiB of
+# float32. One table of several levels then is quicker than a table for each:
+# a sum over a table is a chain of small operations.
 _FEW_VALUES = 1 << 21
 
 
@@ -152,20 +153,20 @@ class FeaturePyramid:
         """
         if method == 'auto':
             method = _method_for(maps[0])
-        is_small = len(maps) > 1 and (
-            sum(m.numel() for m in maps) <= _FEW_VALUES
+        if len(maps) > 1 and _are_small(maps):
+            return False
+        return method == 'cells' and all(
+            m.dtype == maps[0].dtype
+            and m.dtype in (torch.float32, torch.float64)
+            and not m.is_inference()
+            and m.permute(0, 2, 3, 1).is_contiguous()
+            for m in maps
         )
-        return (
-            method == 'cells'
-            and not is_small
-            and all(
-                m.dtype == maps[0].dtype
-                and m.dtype in (torch.float32, torch.float64)
-                and not m.is_inference()
-                and m.permute(0, 2, 3, 1).is_contiguous()
-                for m in maps
-            )
-        )
+
+    @staticmethod
+    def costs_little(maps: Sequence[Tensor]) -> bool:
+        """Whether a pyramid is no copy of the maps, or a small one."""
+        return _are_small(maps) or FeaturePyramid.is_in_place(maps)
 
     def map_levels(self, boxes: Tensor) -> Tensor:
         """Level (R,) int64 of boxes (R, 4), from the root of their area.
@@ -302,6 +303,10 @@ class PrRoIPool(nn.Module):
 
 def _method_for(features: Tensor) -> str:
     return 'cells' if features.device.type == 'cpu' else 'prefix'
+
+
+def _are_small(maps: Sequence[Tensor]) -> bool:
+    return sum(m.numel() for m in maps) <= _FEW_VALUES
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

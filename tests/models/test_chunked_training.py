@@ -20,6 +20,8 @@ from ..small_models import (
     no_boxes,
 )
 
+pytestmark = pytest.mark.usefixtures('no_map_is_small')
+
 # Rows of the chunks of two objects at most, for objects() below: of the
 # whole table, or of one image at a time.
 TOGETHER = ([0, 1], [2, 3], [4])
@@ -128,7 +130,6 @@ def of_method(method, **changes):
     return energy_model(loss=dict(type=method, **options, **changes))
 
 
-@pytest.mark.usefixtures('no_map_is_small')
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('unfrozen', [False, True])
 @pytest.mark.parametrize('method', METHODS)
@@ -141,6 +142,17 @@ def test_a_step_is_that_of_its_chunks_one_after_the_other(
     batch = objects(torch.float64, channels_last, unfrozen)
     rows = TOGETHER if channels_last else BY_IMAGE
     assert_equals_its_chunks(model, rows, *batch)
+
+
+@pytest.mark.parametrize('unfrozen', [False, True])
+def test_small_maps_go_together_in_any_layout(
+    unfrozen, two_objects, monkeypatch
+):
+    monkeypatch.undo()
+    model = two_objects(of_method('NCEPlusLoss', reduction='sum').double())
+    batch = objects(torch.float64, unfrozen=unfrozen)
+    assert not FeaturePyramid.is_in_place(batch[0])
+    assert_equals_its_chunks(model, TOGETHER, *batch)
 
 
 def test_the_mean_is_that_over_the_whole_batch(two_objects):

@@ -53,10 +53,13 @@ PYRAMID = dict(
 def test_small_maps_are_copied_into_one_table_and_a_single_one_is_not():
     fine, coarse = channels_last([random_map(), random_map()])
     assert not FeaturePyramid.is_in_place([fine, coarse])
+    assert FeaturePyramid.costs_little([fine, coarse])
     assert FeaturePyramid.is_in_place([fine])
     large = fine.repeat(1, 1, 1 << 9, 1 << 5)
     assert large.numel() + coarse.numel() > 1 << 21
     assert FeaturePyramid.is_in_place(channels_last([large, coarse]))
+    assert FeaturePyramid.costs_little(channels_last([large, coarse]))
+    assert not FeaturePyramid.costs_little([large.contiguous(), coarse])
 
 
 @pytest.mark.usefixtures('no_map_is_small')
