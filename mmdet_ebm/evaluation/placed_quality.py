@@ -2,7 +2,8 @@
 
 AP of a few hundred images is noisy. The mean quality of matched boxes, with
 and without placing, is not: it compares the same boxes. So it chooses how far
-f and the clusters are trusted, and AP only has a veto.
+f and the clusters are trusted. AP of all objects at once, without classes,
+chooses how boxes are ranked, and AP has a veto.
 """
 
 import contextlib
@@ -100,13 +101,14 @@ class Placed:
         return dict(std_factor=factor, std_power=power)
 
     def average_precision(
-        self, setting: int, power: float | None
+        self, setting: int, power: float | None, by_class: bool = True
     ) -> dict[str, float]:
         """AP, AP50, ... with an exponent of the expected quality.
 
         Args:
             setting: Which one.
             power: The exponent; None for the detector's boxes and scores.
+            by_class: See ``MatchedDetections``.
         """
         results = self.settings[setting].results
         rows = [
@@ -114,7 +116,8 @@ class Placed:
             for image, instances in enumerate(results)
             for row in coco_results(image, _refined(instances, power))
         ]
-        return MatchedDetections(self.truth, rows).average_precision()
+        matched = MatchedDetections(self.truth, rows, by_class)
+        return matched.average_precision()
 
 
 def place(
@@ -208,7 +211,8 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     priors around the detector's boxes and around the means of their clusters.
     Among these and more cautious ones, the quality of the placed boxes
     decides; its gain must be larger than its error, else boxes stay. Then AP
-    gives the exponent of the expected quality, and has a veto.
+    without classes gives the exponent of the expected quality: the mean over
+    the classes is too noisy for that. It only has a veto.
 
     Args:
         model: In eval mode; its density is changed in place.
@@ -237,12 +241,15 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     # With the first one boxes stay: others must be better than it.
     best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
     plain = placed.average_precision(0, None)['AP']
-    ap = {
-        power: placed.average_precision(best, power)['AP'] for power in POWERS
-    }
-    power = largest_good_power(ap)
-    text = f'AP {100 * plain:.1f} plain, {100 * ap[power]:.1f} refined.'
-    if ap[power] < plain:
+    power = largest_good_power(
+        {
+            power: placed.average_precision(best, power, by_class=False)['AP']
+            for power in POWERS
+        }
+    )
+    refined = placed.average_precision(best, power)['AP']
+    text = f'AP {100 * plain:.1f} plain, {100 * refined:.1f} refined.'
+    if refined < plain:
         best, power = 0, 0.0
         text += ' Refinement does not help here, so boxes will stay.'
     gain, error = placed.gain(best)

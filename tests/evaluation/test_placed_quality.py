@@ -117,7 +117,7 @@ def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
         def deviations(self, setting):
             return dict(std_factor=1.5)
 
-        def average_precision(self, setting, power):
+        def average_precision(self, setting, power, by_class=True):
             return dict(AP=0.5)
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Worse())
@@ -137,7 +137,7 @@ def test_ap_has_a_veto(model, data, monkeypatch):
         def deviations(self, setting):
             return dict(std_factor=2.0 - (setting > 0))
 
-        def average_precision(self, setting, power):
+        def average_precision(self, setting, power, by_class=True):
             return dict(AP=0.5 if power is None else 0.4)
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Misleading())
@@ -146,6 +146,28 @@ def test_ap_has_a_veto(model, data, monkeypatch):
     assert math.isinf(density.temperature) and density.quality_power == 0
     assert density.std_factor == 2  # of the boxes that stay
     assert 'boxes will stay' in text
+
+
+def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
+    """Few objects of a class would make the choice one of chance."""
+
+    class Placed:
+        def gain(self, setting):
+            return (0.1 * (setting == 1), 0.05)
+
+        def deviations(self, setting):
+            return {}
+
+        def average_precision(self, setting, power, by_class=True):
+            if power is None:
+                return dict(AP=0.3)
+            best = 1.0 if by_class else 0.25
+            return dict(AP=0.5 - 0.1 * abs(power - best))
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
+    text = fit_model(model, data)
+    assert model.energy_model.density.quality_power == 0.25
+    assert 'AP 30.0 plain, 42.5 refined' in text  # the mean over the classes
 
 
 def test_the_largest_exponent_that_is_as_good_is_taken():
