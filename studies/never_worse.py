@@ -21,7 +21,13 @@ from mmdet_ebm.evaluation.coco_matching import part_of
 from mmdet_ebm.files import write_json, write_text
 
 from . import compare_stages
-from .files import interval, read_annotations, table, train_once
+from .files import (
+    config_name,
+    interval,
+    read_annotations,
+    table,
+    train_once,
+)
 
 _NOISE = 0.1  # of annotations, relative to their boxes
 _FEW = 30  # images
@@ -198,7 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         file = args.work_dir / f'{case.replace(" ", "-")}.json'
         words += ['--stages', 'plain', 'voted', 'refined', '--out', file]
         compare_stages.main([str(word) for word in words])
-        cases[case] = json.loads(file.read_text())
+        # The file names the config of the case.
+        cases[case] = dict(
+            json.loads(file.read_text()), config=config_name(args.config)
+        )
         write_json(out, cases)
         write_text(out.with_suffix('.md'), to_markdown(cases))
     print(to_markdown(cases))

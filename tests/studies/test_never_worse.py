@@ -121,6 +121,11 @@ def test_few_images_are_others_for_each_seed(trained):
     assert first != second
 
 
+def test_figures_name_the_config_that_was_asked_for(trained, tmp_path, config):
+    figures = json.loads((tmp_path / 'work/never_worse.json').read_text())
+    assert {each['config'] for each in figures.values()} == {config.name}
+
+
 def test_the_table_tells_every_seed(trained, tmp_path):
     lines = (tmp_path / 'work/never_worse.md').read_text().splitlines()
     assert len(lines) == 2 + 5 + 1
