@@ -17,7 +17,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +154,18 @@ def detect(
     return results, statistics.median(seconds)
 
 
+def detect_stages(
+    model: nn.Module, loader: DataLoader, stages: Mapping[str, Stage]
+) -> Iterator[tuple[str, list[dict], float]]:
+    """What :func:`detect` gives, by name, for the stages a model can run."""
+    for name, stage in stages.items():
+        if needs_candidates(stage) and not model.box_source.can_be_ordered:
+            continue
+        with used(model, stage):
+            results, seconds = detect(model, loader, name)
+        yield name, results, seconds
+
+
 def evaluate(
     args: argparse.Namespace,
 ) -> tuple[dict[str, list[MatchedDetections]], dict[str, list[float]]]:
@@ -167,8 +179,7 @@ def evaluate(
     matched: dict[str, list[MatchedDetections]] = {}
     seconds: dict[str, list[float]] = {}
 
-    def add(stage: str, model: nn.Module) -> None:
-        results, cost = detect(model, loader, stage)
+    def add(stage: str, results: list[dict], cost: float) -> None:
         matched.setdefault(stage, []).append(MatchedDetections(truth, results))
         seconds.setdefault(stage, []).append(cost)
 
@@ -180,16 +191,11 @@ def evaluate(
         stages = {name: STAGES[name] for name in args.stages}
         if args.ascents:
             stages.update((name, way) for name, (_, way) in ASCENTS.items())
-        for name, stage in stages.items():
-            if needs_candidates(stage) and not model.box_source.can_be_ordered:
-                continue
-            with used(model, stage):
-                add(name, model)
+        for found in detect_stages(model, loader, stages):
+            add(*found)
     for checkpoint in args.control:
-        add(
-            'control',
-            build_model(args.control_config, checkpoint, args.device),
-        )
+        model = build_model(args.control_config, checkpoint, args.device)
+        add('control', *detect(model, loader, 'control'))
     return matched, seconds
 
 

@@ -22,16 +22,9 @@ from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message
 from mmdet_ebm.evaluation import MatchedDetections
 from mmdet_ebm.evaluation.coco_matching import part_of
-from mmdet_ebm.evaluation.stages import used
 from mmdet_ebm.files import write_json
 
-from .compare_stages import (
-    STAGES,
-    detect,
-    needs_candidates,
-    summary,
-    to_markdown,
-)
+from .compare_stages import STAGES, detect_stages, summary, to_markdown
 from .files import config_name, read_annotations, train_once
 
 _STAGES = ('plain', 'voted', 'placed', 'refined')
@@ -147,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
     whole, configs = write_configs(args)
     results: dict[str, list[list[dict]]] = {}
     seconds: dict[str, list[float]] = {}
+    stages = {name: STAGES[name] for name in _STAGES}
     for config in configs:
         cfg = Config.fromfile(config)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -161,15 +155,7 @@ def run(args: argparse.Namespace) -> None:
                 max_epochs=args.epochs,
             )
             model = build_model(str(config), str(checkpoint))
-            for name in _STAGES:
-                stage = STAGES[name]
-                if (
-                    needs_candidates(stage)
-                    and not model.box_source.can_be_ordered
-                ):
-                    continue
-                with used(model, stage):
-                    found, cost = detect(model, loader, name)
+            for name, found, cost in detect_stages(model, loader, stages):
                 of_seeds = results.setdefault(name, [[] for _ in args.seeds])
                 of_seeds[number] += found
                 seconds.setdefault(name, []).append(cost)
