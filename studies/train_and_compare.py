@@ -1,7 +1,8 @@
 """Train three seeds of detector and energy model, then compare the stages.
 
-On BCCD the control is trained too: the plain detector, trained on for as long
-as the energy model took. Ends with studies.compare_stages on val and test.
+Where there is a config of the control, it is trained too: the plain detector,
+trained on for as long as the energy model took. Ends with
+studies.compare_stages on val and test.
 Trainings that are done are not repeated, interrupted ones are resumed.
 On the digits there are other detectors than Faster R-CNN (--detector).
 """

@@ -1,0 +1,17 @@
+# The control: the plain detector trained on for as long as an energy model
+# takes, in wall time. Refinement is worth its training only if it beats this.
+_base_ = './faster-rcnn_r18-half_digits.py'
+load_from = 'work_dirs/faster-rcnn_r18-half_digits/epoch_8.pth'
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+optim_wrapper = dict(optimizer=dict(lr=3e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+        eta_min=1e-5,
+    ),
+]
