@@ -69,6 +69,10 @@ ASCENTS = {
         'f alone',
         replace(STAGES['f alone'], ascent=_PUBLISHED),
     ),
+    'refined, published schedule': (
+        'refined',
+        replace(STAGES['refined'], ascent=_PUBLISHED),
+    ),
     'refined, bfloat16': (
         'refined',
         replace(STAGES['refined'], dtype=torch.bfloat16),
