@@ -347,6 +347,7 @@ def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
         'placed',
         'refined',
         'f alone, published schedule',
+        'refined, published schedule',
         'refined, bfloat16',
         'control',
     }
