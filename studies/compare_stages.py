@@ -107,7 +107,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--ascents',
         action='store_true',
-        help='also run the ascent in other ways',
+        help='also run the ascents of these stages in other ways',
     )
     parser.add_argument('--split', choices=['val', 'test'], default='test')
     parser.add_argument(
@@ -130,6 +130,18 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     if bool(args.control) != bool(args.control_config):
         parser.error('--control and --control-config go together')
     return args
+
+
+def chosen_stages(names: Sequence[str], ascents: bool) -> dict[str, Stage]:
+    """Stages by name, on demand with the other ascents of each."""
+    stages = {name: STAGES[name] for name in names}
+    if ascents:
+        stages |= {
+            name: way
+            for name, (stage, way) in ASCENTS.items()
+            if stage in names
+        }
+    return stages
 
 
 def needs_candidates(stage: Stage) -> bool:
@@ -192,9 +204,7 @@ def evaluate(
             args.config, checkpoint, args.device, args.cfg_options
         )
         require_energy_model(model)
-        stages = {name: STAGES[name] for name in args.stages}
-        if args.ascents:
-            stages.update((name, way) for name, (_, way) in ASCENTS.items())
+        stages = chosen_stages(args.stages, args.ascents)
         for found in detect_stages(model, loader, stages):
             add(*found)
     for checkpoint in args.control:
