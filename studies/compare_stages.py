@@ -1,7 +1,8 @@
 """Compare the stages of the refinement over several seeds, with intervals.
 
 Evaluates each checkpoint of an energy config in several ways, on the val or
-test split: the detector's own boxes, those voted by their clusters, those
+test split: the detector's own boxes, those voted by their clusters, these
+with scores by their clusters too, those
 placed by f alone and as published, and under the fitted density. Prints AP,
 AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
 image takes. For each stage, and for a control if one is given, the difference
@@ -53,6 +54,11 @@ STAGES = {
     'voted': Stage(
         dict(_OFF, ascent=True),
         FixedBoxDensity(temperature=math.inf, vote_share=1.0),
+    ),
+    # The same with the scores that were fitted, as far as clusters have a say.
+    'clusters': Stage(
+        dict(_OFF, ascent=True, rank=True),
+        numbers=dict(temperature=math.inf, vote_share=1.0, quality_power=0.0),
     ),
     'f alone': Stage(dict(_OFF, ascent=True), FixedBoxDensity(), _ALONE),
     'published': Stage(
@@ -146,7 +152,9 @@ def chosen_stages(names: Sequence[str], ascents: bool) -> dict[str, Stage]:
 
 def needs_candidates(stage: Stage) -> bool:
     """Whether it needs the boxes before NMS."""
-    votes = stage.density is not None and stage.density.vote_share > 0
+    votes = stage.numbers.get('vote_share', 0.0) > 0 or (
+        stage.density is not None and stage.density.needs_clusters
+    )
     return stage.switches['energy_nms'] or votes
 
 
@@ -222,8 +230,10 @@ def summary(
     pairs = [(stage, 'plain') for stage in STAGES if stage != 'plain']
     pairs += [
         ('refined', 'voted'),
+        ('refined', 'clusters'),
         *((stage, name) for name, (stage, _) in ASCENTS.items()),
         ('voted', 'control'),
+        ('clusters', 'control'),
         ('refined', 'control'),
     ]
     pairs = [pair for pair in pairs if matched.keys() >= set(pair)]

@@ -27,7 +27,7 @@ from mmdet_ebm.files import write_json
 from .compare_stages import STAGES, detect_stages, summary, to_markdown
 from .files import config_name, read_annotations, train_once
 
-_STAGES = ('plain', 'voted', 'placed', 'refined')
+_STAGES = ('plain', 'voted', 'clusters', 'placed', 'refined')
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -149,6 +149,7 @@ def two_detections():
         box_std=[[1.0, 1.25, 1.5, 2.0], [None] * 4],
         box_logprobs=[-1.25, None],
         class_scores=[0.875, 0.5],
+        object_probs=[0.8125, 0.375],
         qualities=[0.625, 0.25],
     )
 

@@ -2,8 +2,9 @@
 
 Each function converts the results of an image or of a folder; nothing is
 computed again. Names of fields are those of one detection in COCO's form:
-``score``, ``logdensity``, ``box_logprob``, ``class_score`` and ``quality``.
-docs/exports.md says what they mean and what to type in each tool.
+``score``, ``logdensity``, ``box_logprob``, ``class_score``, ``object_prob``
+and ``quality``. docs/exports.md says what they mean and what to type in each
+tool.
 """
 
 import csv
@@ -65,8 +66,9 @@ def to_supervision(
     Returns:
         Boxes as corners in the image's pixels. ``data`` holds ``class_name``
         (K,) and, as far as the prediction has them, ``logdensity``,
-        ``box_logprob``, ``class_score`` and ``quality`` (K,), and in pixels
-        ``box_std`` and ``initial_bbox`` (K, 4). What is not known is NaN.
+        ``box_logprob``, ``class_score``, ``object_prob`` and ``quality``
+        (K,), and in pixels ``box_std`` and ``initial_bbox`` (K, 4). What is
+        not known is NaN.
 
     Raises:
         ModuleNotFoundError: If supervision is not installed.

@@ -23,6 +23,7 @@ FIELDS = (
     'box_std',
     'box_logprobs',
     'class_scores',
+    'object_probs',
     'qualities',
 )
 _FIELDS_OF_FOUR = ('bboxes', 'initial_bboxes', 'box_std')
@@ -32,6 +33,7 @@ NAMES_OF_ONE = {
     'logdensities': 'logdensity',
     'box_logprobs': 'box_logprob',
     'class_scores': 'class_score',
+    'object_probs': 'object_prob',
     'qualities': 'quality',
 }
 # COCO's names. Boxes are not among them: corners become x, y, width, height.
@@ -114,9 +116,10 @@ def to_prediction(instances: InstanceData) -> dict:
         For K detections ``labels``, ``scores`` [K], ``bboxes`` [K][4] and, if
         the model gives them, ``masks`` (run lengths), ``logdensities`` [K],
         ``initial_bboxes`` [K][4], ``box_std`` [K][4], ``box_logprobs`` [K],
-        ``class_scores`` [K] and ``qualities`` [K]. Boxes are corners in the
-        image's pixels. A number that is not finite is None, because JSON has
-        no word for it; the uncertainty of a very small box is such a number.
+        ``class_scores`` [K], ``object_probs`` [K] and ``qualities`` [K]. Boxes
+        are corners in the image's pixels. A number that is not finite is None,
+        because JSON has no word for it; the uncertainty of a very small box is
+        such a number.
     """
     instances = instances.cpu()
     prediction = {

@@ -46,6 +46,7 @@ from .noise import (
     quasi_random_noise,
     sample_noise,
 )
+from .object_odds import CLASS_SCORE_ALONE, object_features, object_probs
 from .quality import quality, side_iou
 from .side_density import (
     SideDensities,
@@ -72,6 +73,7 @@ __all__ = [
     'BoxDensity',
     'BoxPrior',
     'CAUTIOUS',
+    'CLASS_SCORE_ALONE',
     'DSM',
     'DensitySamples',
     'FixedBoxDensity',
@@ -104,6 +106,8 @@ __all__ = [
     'log_odds',
     'log_size',
     'noise_logprob',
+    'object_features',
+    'object_probs',
     'quality',
     'quasi_random_noise',
     'relative_iou',

@@ -26,10 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import boxes_to_sides
+from .object_odds import CLASS_SCORE_ALONE, object_probs
 from .types import LogDensityFn
 
 # Before anything was fitted: f counts half, and sides move by a few per cent.
 CAUTIOUS = dict(temperature=2.0, side_std=0.04, dof=3.0)
+# Numbers that states of earlier versions lack, in the order of NAMES.
+_NEWER = dict(std_power=1.0, **CLASS_SCORE_ALONE)
 # Size of a box, in pixels, from which size_slope counts.
 _USUAL_SIZE = 64.0
 
@@ -81,6 +84,11 @@ class BoxDensity(nn.Module):
             that were seen.
         std_power: The exponent; with less than 1, deviations differ less from
             each other than the density says.
+        object_score: Weight of the class score in the probability of an
+            object, see :mod:`.object_odds`.
+        object_count: Weight of the count of the cluster.
+        object_mass: Weight of the mass of the cluster.
+        object_bias: What is added to the log-odds.
         fitted: Whether they were fitted on held-out images.
 
     Raises:
@@ -97,6 +105,7 @@ class BoxDensity(nn.Module):
         'quality_power',
         'std_factor',
         'std_power',
+        *CLASS_SCORE_ALONE,
     )
 
     def __init__(
@@ -110,6 +119,10 @@ class BoxDensity(nn.Module):
         quality_power: float = 0.0,
         std_factor: float = 1.0,
         std_power: float = 1.0,
+        object_score: float = 1.0,
+        object_count: float = 0.0,
+        object_mass: float = 0.0,
+        object_bias: float = 0.0,
         fitted: bool = False,
     ) -> None:
         super().__init__()
@@ -122,6 +135,10 @@ class BoxDensity(nn.Module):
         self.quality_power = quality_power
         self.std_factor = std_factor
         self.std_power = std_power
+        self.object_score = object_score
+        self.object_count = object_count
+        self.object_mass = object_mass
+        self.object_bias = object_bias
         self.fitted = fitted
         self.check()
 
@@ -132,6 +149,7 @@ class BoxDensity(nn.Module):
             and not math.isnan(self.temperature + self.side_std)
             and math.isfinite(self.dof)
             and math.isfinite(self.score_slope + self.size_slope)
+            and all(map(math.isfinite, self._object_weights().values()))
             and 0 <= self.vote_share <= 1
             and 0 <= self.quality_power < math.inf
             and 0 < self.std_factor < math.inf
@@ -139,8 +157,9 @@ class BoxDensity(nn.Module):
         ):
             raise ValueError(
                 'temperature, side_std, dof and std_factor must be positive, '
-                'the slopes finite, vote_share in [0, 1], quality_power and '
-                f'std_power not negative, got {self.numbers()}'
+                'slopes and weights finite, vote_share in [0, 1], '
+                'quality_power and std_power not negative, got '
+                f'{self.numbers()}'
             )
 
     def numbers(self) -> dict[str, float]:
@@ -157,6 +176,31 @@ class BoxDensity(nn.Module):
                 )
             setattr(self, name, value)
         self.check()
+
+    @property
+    def weighs_clusters(self) -> bool:
+        """Whether the probability of an object is not the class score."""
+        return self._object_weights() != CLASS_SCORE_ALONE
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Whether the boxes that NMS throws away have a say."""
+        return self.vote_share > 0 or self.weighs_clusters
+
+    def object_probs(self, scores: Tensor, support: Tensor | None) -> Tensor:
+        """(K,) probabilities that detections show an object of their class.
+
+        Args:
+            scores: (K,) class scores.
+            support: (K, 2) count and mass of each cluster; without it the
+                class scores are all there is.
+        """
+        if support is None or not self.weighs_clusters:
+            return scores
+        return object_probs(scores, support, **self._object_weights())
+
+    def _object_weights(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in CLASS_SCORE_ALONE}
 
     def prior(self, centres: Tensor, scores: Tensor | None = None) -> BoxPrior:
         """What the detector says of boxes.
@@ -229,8 +273,10 @@ class BoxDensity(nn.Module):
         state = state_dict.get(f'{prefix}_extra_state')
         if state is None:
             return
-        if state.shape == (len(self.NAMES),):  # from before std_power
-            state = torch.cat([state[:-1], state.new_ones(1), state[-1:]])
+        for name, default in _NEWER.items():
+            if len(state) == 1 + self.NAMES.index(name):  # from before it
+                *numbers, fitted = state.tolist()
+                state = state.new_tensor([*numbers, default, fitted])
         if state.shape == (len(self.NAMES) + 1,):
             self.set_extra_state(state)
         else:

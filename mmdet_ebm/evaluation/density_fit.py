@@ -38,9 +38,10 @@ from ..core import (
 from ..models import EnergyDetector, EnergyModel
 from ..models.detectors.refinement import (
     after_nms,
+    best_candidates,
     box_table,
     prior_of,
-    with_votes,
+    with_clusters,
 )
 from ..ops import FeaturePyramid, boxes_to_sides
 from .calibration import match_to_truth
@@ -103,7 +104,7 @@ def match_densities(
     count = 0
     with torch.no_grad():
         for batch in batches:
-            found, pyramid, samples = detect_with_votes(model, batch)
+            found, pyramid, samples = detect_with_clusters(model, batch)
             rows, truth = matched_rows(found, samples)
             parts = _look_around(
                 model.energy_model, pyramid, found, rows, truth, offsets
@@ -176,18 +177,19 @@ def side_noise_logprob(offsets: Tensor) -> Tensor:
     return noise_logprob(offsets[..., None], sigmas).sum(-1)
 
 
-def detect_with_votes(
+def detect_with_clusters(
     model: EnergyDetector, batch: dict
 ) -> tuple[InstanceList, FeaturePyramid, SampleList]:
-    """The detector's own boxes, with the means of their clusters beside them.
+    """The detector's own boxes, with what their clusters say beside them.
 
     Args:
         model: In eval mode.
         batch: Of a test pipeline's loader.
 
     Returns:
-        Detections with ``prior_bboxes``, the means, if the detector has
-        class-wise NMS; the maps of the energy model; the samples.
+        Detections, with ``prior_bboxes``, the means, and ``cluster_support``
+        if the detector has class-wise NMS; the maps of the energy model; the
+        samples.
     """
     data = model.data_preprocessor(batch, False)
     samples = data['data_samples']
@@ -196,8 +198,10 @@ def detect_with_votes(
         data['inputs'], samples, source.can_be_ordered
     )
     if source.can_be_ordered:
+        number = model.refinement.nms_pre
+        found = [best_candidates(each, number) for each in found]
         detections = [after_nms(each, source.test_cfg) for each in found]
-        found = with_votes(detections, found, source.test_cfg, 1.0)
+        found = with_clusters(detections, found, source.test_cfg, 1.0)
     return found, pyramid, samples
 
 

@@ -21,7 +21,12 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from ..core import fit_deviations, quality
+from ..core import (
+    CLASS_SCORE_ALONE,
+    fit_deviations,
+    object_probs,
+    quality,
+)
 from ..models import EnergyDetector
 from ..models.detectors.refinement import (
     box_table,
@@ -33,11 +38,12 @@ from ..ops import FeaturePyramid, boxes_to_sides, side_sizes
 from .bootstrap import MatchedDetections
 from .coco_matching import coco_results
 from .density_fit import (
-    detect_with_votes,
+    detect_with_clusters,
     fit_shape,
     match_densities,
     matched_rows,
 )
+from .object_fit import fit_object_weights, object_evidence
 
 # Matches that are enough to choose by.
 _MAX_MATCHES = 4000
@@ -80,11 +86,14 @@ class Placed:
         settings: Of each setting, by its place in the list.
         weight: Sum of the scores of all matched boxes.
         truth: The annotations.
+        object_weights: Those that were fitted for the probability of an
+            object; the class score alone without clusters.
     """
 
     settings: list[PlacedBoxes]
     weight: float
     truth: COCO
+    object_weights: Mapping[str, float]
 
     def gain(self, setting: int) -> tuple[float, float]:
         """Mean gain of quality over the plain detector, and its error."""
@@ -101,7 +110,11 @@ class Placed:
         return dict(std_factor=factor, std_power=power)
 
     def average_precision(
-        self, setting: int, power: float | None, by_class: bool = True
+        self,
+        setting: int,
+        power: float | None,
+        by_class: bool = True,
+        object_weights: Mapping[str, float] = CLASS_SCORE_ALONE,
     ) -> dict[str, float]:
         """AP, AP50, ... with an exponent of the expected quality.
 
@@ -109,12 +122,15 @@ class Placed:
             setting: Which one.
             power: The exponent; None for the detector's boxes and scores.
             by_class: See ``MatchedDetections``.
+            object_weights: Of the probability of an object.
         """
         results = self.settings[setting].results
         rows = [
             row
             for image, instances in enumerate(results)
-            for row in coco_results(image, _refined(instances, power))
+            for row in coco_results(
+                image, _refined(instances, power, object_weights)
+            )
         ]
         matched = MatchedDetections(self.truth, rows, by_class)
         return matched.average_precision()
@@ -136,15 +152,17 @@ def place(
     placed = [PlacedBoxes() for _ in settings]
     images: list[dict] = []
     annotations: list[dict] = []
+    evidence: list[tuple[Tensor, ...]] = []
     weight, matches = 0.0, 0
     with torch.no_grad():
         for batch in batches:
-            found, pyramid, samples = detect_with_votes(model, batch)
+            found, pyramid, samples = detect_with_clusters(model, batch)
             rows, truth = matched_rows(found, samples)
             boxes = box_table(found)
             scores = torch.cat([each.scores for each in found])[rows]
             image = boxes.image_index[rows]
             weight, matches = weight + float(scores.sum()), matches + len(rows)
+            evidence += object_evidence(found, samples)
             before = _quality_of(boxes.corners[rows], truth)
             for sample in samples:
                 annotations += _annotations(len(images), sample, annotations)
@@ -164,7 +182,12 @@ def place(
             if matches >= _MAX_MATCHES:
                 break
     labels = [each.labels for each in placed[0].results] if placed else []
-    return Placed(placed, weight, _coco(images, annotations, labels))
+    return Placed(
+        placed,
+        weight,
+        _coco(images, annotations, labels),
+        fit_object_weights(evidence),
+    )
 
 
 def _placed(
@@ -211,8 +234,9 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     priors around the detector's boxes and around the means of their clusters.
     Among these and more cautious ones, the quality of the placed boxes
     decides; its gain must be larger than its error, else boxes stay. Then AP
-    without classes gives the exponent of the expected quality: the mean over
-    the classes is too noisy for that. It only has a veto.
+    without classes says whether clusters have a say in the scores, and gives
+    the exponent of the expected quality: the mean over the classes is too
+    noisy for that. It only has a veto.
 
     Args:
         model: In eval mode; its density is changed in place.
@@ -241,21 +265,24 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     # With the first one boxes stay: others must be better than it.
     best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
     plain = placed.average_precision(0, None)['AP']
-    power = largest_good_power(
-        {
-            power: placed.average_precision(best, power, by_class=False)['AP']
-            for power in POWERS
-        }
+    ranking = max(
+        (
+            _best_ranking(placed, best, weights)
+            for weights in (CLASS_SCORE_ALONE, placed.object_weights)
+        ),
+        key=lambda each: each.ap,
     )
-    refined = placed.average_precision(best, power)['AP']
+    power, weights = ranking.power, ranking.object_weights
+    refined = placed.average_precision(best, power, True, weights)['AP']
     text = f'AP {100 * plain:.1f} plain, {100 * refined:.1f} refined.'
     if refined < plain:
-        best, power = 0, 0.0
+        best, power, weights = 0, 0.0, CLASS_SCORE_ALONE
         text += ' Refinement does not help here, so boxes will stay.'
     gain, error = placed.gain(best)
     density.set_numbers(
         **settings[best],
         quality_power=power,
+        **weights,
         **placed.deviations(best),
     )
     density.fitted = True
@@ -271,6 +298,24 @@ def largest_good_power(ap: Mapping[float, float]) -> float:
     """The largest exponent within 0.05 points of the best AP."""
     enough = max(ap.values()) - _TIE
     return max(power for power, value in ap.items() if value >= enough)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    ap: float
+    power: float
+    object_weights: Mapping[str, float]
+
+
+def _best_ranking(
+    placed: Placed, setting: int, weights: Mapping[str, float]
+) -> _Ranking:
+    ap = {
+        power: placed.average_precision(setting, power, False, weights)['AP']
+        for power in POWERS
+    }
+    power = largest_good_power(ap)
+    return _Ranking(ap[power], power, weights)
 
 
 def _sure_gain(placed: Placed, setting: int) -> float:
@@ -323,13 +368,20 @@ def _annotations(
     return rows
 
 
-def _refined(instances: InstanceData, power: float | None) -> InstanceData:
+def _refined(
+    instances: InstanceData,
+    power: float | None,
+    weights: Mapping[str, float],
+) -> InstanceData:
     """Refined detections; the detector's own without a power."""
     if power is None:
         boxes, scores = instances.initial_bboxes, instances.scores
     else:
         boxes = instances.bboxes
-        scores = instances.scores * instances.quality**power
+        probs = instances.scores
+        if weights != CLASS_SCORE_ALONE:
+            probs = object_probs(probs, instances.cluster_support, **weights)
+        scores = probs * instances.quality**power
     return InstanceData(bboxes=boxes, scores=scores, labels=instances.labels)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmdet.structures import DetDataSample
 
-from ..core import BoxAscent, FixedBoxDensity
+from ..core import CLASS_SCORE_ALONE, BoxAscent
 from ..models import EnergyDetector
 from ..models.detectors import refine_detections
 from ..models.detectors.refinement import to_original_frame
@@ -45,10 +45,9 @@ class Trial:
     ascent: Mapping[str, Any] = field(default_factory=dict)
     refinement: Mapping[str, Any] = field(default_factory=dict)
 
-    def stage(self, model: EnergyDetector) -> Stage:
-        """How the model is used in it."""
-        numbers = {**model.energy_model.density.numbers(), **self.density}
-        return Stage(self.refinement, FixedBoxDensity(**numbers), self.ascent)
+    def stage(self) -> Stage:
+        """How a model is used in it."""
+        return Stage(self.refinement, numbers=self.density, ascent=self.ascent)
 
     def joined(self, other: 'Trial') -> 'Trial':
         """Both changes."""
@@ -145,6 +144,10 @@ def trials_of(model: EnergyDetector) -> list[Trial]:
         for power in POWERS
         if power != density.quality_power
     ]
+    if density.weighs_clusters:
+        trials.append(
+            Trial('score without clusters', 'ranking', CLASS_SCORE_ALONE)
+        )
     return trials
 
 
@@ -166,7 +169,7 @@ def detections_of_trials(
         ``InstanceData`` for each trial.
     """
     source = model.box_source
-    stages = [trial.stage(model) for trial in trials]
+    stages = [trial.stage() for trial in trials]
     for batch in batches:
         data = model.data_preprocessor(batch, False)
         samples = data['data_samples']

@@ -15,7 +15,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..core import BoxDensity
+from ..core import CLASS_SCORE_ALONE, BoxDensity
 from ..models import EnergyDetector, Refinement
 from ..models.detectors import Detected
 from ..models.detectors.refinement import to_original_frame
@@ -62,6 +62,7 @@ class Choices:
             numbers['temperature'] = self.temperature
         if self.ranking != RANKINGS[0]:
             numbers['quality_power'] = float(RANKINGS.index(self.ranking) - 1)
+            numbers |= CLASS_SCORE_ALONE
         try:
             density.set_numbers(**numbers)
             yield

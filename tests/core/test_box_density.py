@@ -121,16 +121,18 @@ def test_a_state_without_them_leaves_the_numbers():
 def test_a_state_of_another_version_is_left_out_with_a_warning():
     density = BoxDensity(**CAUTIOUS)
     state = {'_extra_state': torch.ones(7, dtype=torch.float64)}
-    with pytest.warns(UserWarning, match='7 numbers; expected 10'):
+    with pytest.warns(UserWarning, match='7 numbers; expected 14'):
         density.load_state_dict(state)
     assert not density.fitted
     assert density.numbers() == BoxDensity(**CAUTIOUS).numbers()
 
 
-def test_a_state_from_before_the_power_of_deviations_is_taken():
+@pytest.mark.parametrize('missing', [4, 5])
+def test_a_state_from_before_the_last_numbers_is_taken(missing):
+    """From before the weights of clusters, and the power of deviations."""
     fitted = BoxDensity(2.0, 0.03, std_factor=1.5, fitted=True)
     state = fitted.get_extra_state()
-    older = torch.cat([state[:-2], state[-1:]])
+    older = torch.cat([state[: -1 - missing], state[-1:]])
     density = BoxDensity(**CAUTIOUS)
     density.load_state_dict({'_extra_state': older})
     assert density.numbers() == fitted.numbers() and density.fitted

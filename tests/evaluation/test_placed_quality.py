@@ -1,5 +1,6 @@
 """Placed boxes decide how far f is trusted, and never below the detector."""
 
+import copy
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 
-from mmdet_ebm.core import quality
-from mmdet_ebm.evaluation import placed_quality
-from mmdet_ebm.evaluation.density_fit import detect_with_votes, matched_rows
+from mmdet_ebm.core import CLASS_SCORE_ALONE, quality
+from mmdet_ebm.evaluation import MatchedDetections, placed_quality
+from mmdet_ebm.evaluation.coco_matching import coco_results
+from mmdet_ebm.evaluation.density_fit import detect_with_clusters, matched_rows
 from mmdet_ebm.evaluation.placed_quality import (
     POWERS,
     fit_model,
@@ -46,7 +48,7 @@ def test_boxes_that_stay_gain_nothing(model, data):
 
 
 def test_a_gain_is_that_of_the_matched_boxes_weighted_by_score(model, data):
-    found, _, samples = detect_with_votes(model, data[0])
+    found, _, samples = detect_with_clusters(model, data[0])
     rows, truth = matched_rows(found, samples)
     before, after = (
         torch.cat([each[name] for each in found])[rows]
@@ -70,7 +72,7 @@ def test_the_factor_makes_deviations_agree_with_errors(model, data):
             std_factor=known, std_power=known / 2
         )
         placed = place(model, data, [STAY])
-        found, _, samples = detect_with_votes(model, data[0])
+        found, _, samples = detect_with_clusters(model, data[0])
         rows, truth = matched_rows(found, samples)
         boxes = torch.cat([each.bboxes for each in found])[rows]
         error = (boxes - truth) / (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
@@ -100,9 +102,11 @@ def test_a_model_is_fitted_in_place_and_never_below_the_detector(model, data):
     assert 'fitted on held-out images' in text
     numbers = density.numbers()
     power = numbers.pop('quality_power')
+    weights = {name: numbers[name] for name in CLASS_SCORE_ALONE}
     placed = place(model, data, [numbers])
     plain = placed.average_precision(0, None)['AP']
-    assert placed.average_precision(0, power)['AP'] >= plain > 0
+    refined = placed.average_precision(0, power, True, weights)['AP']
+    assert refined >= plain > 0
 
 
 def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
@@ -114,10 +118,14 @@ def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
         def gain(self, setting):
             return (-0.1 * (setting > 0), 0.05)
 
+        object_weights = CLASS_SCORE_ALONE
+
         def deviations(self, setting):
             return dict(std_factor=1.5)
 
-        def average_precision(self, setting, power, by_class=True):
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
             return dict(AP=0.5)
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Worse())
@@ -134,10 +142,14 @@ def test_ap_has_a_veto(model, data, monkeypatch):
         def gain(self, setting):
             return (0.1 * (setting > 0), 0.05)
 
+        object_weights = CLASS_SCORE_ALONE
+
         def deviations(self, setting):
             return dict(std_factor=2.0 - (setting > 0))
 
-        def average_precision(self, setting, power, by_class=True):
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
             return dict(AP=0.5 if power is None else 0.4)
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Misleading())
@@ -155,10 +167,14 @@ def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
         def gain(self, setting):
             return (0.1 * (setting == 1), 0.05)
 
+        object_weights = CLASS_SCORE_ALONE
+
         def deviations(self, setting):
             return {}
 
-        def average_precision(self, setting, power, by_class=True):
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
             if power is None:
                 return dict(AP=0.3)
             best = 1.0 if by_class else 0.25
@@ -168,6 +184,63 @@ def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
     text = fit_model(model, data)
     assert model.energy_model.density.quality_power == 0.25
     assert 'AP 30.0 plain, 42.5 refined' in text  # the mean over the classes
+
+
+@pytest.mark.parametrize('pays', [True, False])
+def test_clusters_have_a_say_where_ap_of_all_objects_rises(
+    model, data, monkeypatch, pays
+):
+    fitted = dict(CLASS_SCORE_ALONE, object_mass=2.0)
+
+    class Placed:
+        object_weights = fitted
+
+        def gain(self, setting):
+            return (0.1 * (setting == 1), 0.05)
+
+        def deviations(self, setting):
+            return {}
+
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
+            if power is None:
+                return dict(AP=0.3)
+            change = 0.1 if pays or by_class else -0.1
+            return dict(AP=0.5 + change * (object_weights is fitted))
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
+    fit_model(model, data)
+    numbers = model.energy_model.density.numbers()
+    expected = fitted if pays else CLASS_SCORE_ALONE
+    assert {name: numbers[name] for name in fitted} == expected
+
+
+def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
+    """With clusters in the scores, and an exponent.
+
+    The class scores differ little, hence the weight.
+    """
+    weights = dict(
+        object_score=-50.0, object_count=0.5, object_mass=1.0, object_bias=-40
+    )
+    placed = place(model, data, [MOVES])
+    expected = placed.average_precision(0, 0.5, True, weights)
+    changed = placed.average_precision(0, 0.5)
+    density = model.energy_model.density
+    density.set_numbers(**MOVES, **weights, quality_power=0.5)
+    with torch.no_grad():
+        (batch,) = data
+        found = model.predict(
+            batch['inputs'], copy.deepcopy(batch['data_samples'])
+        )
+    rows = [
+        row
+        for image, sample in enumerate(found)
+        for row in coco_results(image, sample.pred_instances)
+    ]
+    ours = MatchedDetections(placed.truth, rows).average_precision()
+    assert ours == pytest.approx(expected) and ours != changed
 
 
 def test_the_largest_exponent_that_is_as_good_is_taken():

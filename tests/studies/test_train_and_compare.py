@@ -72,7 +72,7 @@ def test_dino_starts_from_the_backbone_of_faster_rcnn(
         f'digits --detector dino --seeds 0 --work-dir {tmp_path}'.split()
     )
     folders = [call[1].name for call in trained]
-    assert folders == ['backbone', 'plain', 'nce-plus']
+    assert folders == ['backbone', 'plain', 'nce-plus', 'control']
     assert trained[1][3] == tmp_path / 'seed0/backbone/epoch.pth'
 
 

@@ -11,7 +11,15 @@ from ..small_models import ROOT
 from .test_pipeline import holds, shrunk_config, state, train_both
 
 STAGES = {
-    'atss': {'plain', 'voted', 'f alone', 'published', 'placed', 'refined'},
+    'atss': {
+        'plain',
+        'voted',
+        'clusters',
+        'f alone',
+        'published',
+        'placed',
+        'refined',
+    },
     'dino': {'plain', 'f alone', 'placed', 'refined'},  # it has no NMS
 }
 

@@ -342,6 +342,7 @@ def test_comparing_stages_gives_every_figure(trained, monkeypatch, tmp_path):
     assert set(stages) == {
         'plain',
         'voted',
+        'clusters',
         'f alone',
         'published',
         'placed',

@@ -351,7 +351,7 @@ class EnergyDetector(BaseDetector):
         """
         stages, source = self.refinement, self.box_source
         self._require_candidates()
-        wanted = stages.energy_nms or self.energy_model.density.vote_share > 0
+        wanted = stages.energy_nms or self.energy_model.density.needs_clusters
         before_nms = wanted and source.can_be_ordered
         found, pyramid, neck_maps = self.find(
             batch_inputs, batch_data_samples, before_nms

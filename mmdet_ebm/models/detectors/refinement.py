@@ -47,8 +47,9 @@ class Refinement:
             class score; -1 for all. The others are placed, ranked and
             described by the prior alone; most detections of an image have
             scores near zero and decide nothing.
-        rank: Multiply class scores by the expected quality of the boxes, to
-            the power that was fitted.
+        rank: Give detections the probability of an object, by class score
+            and cluster, times the expected quality of the box to a power, as
+            far as these were fitted.
         nms_pre: Candidates (box and class above the score threshold) of an
             image that enter NMS at most, by class score; -1 for all. It
             bounds time and memory where a detector is unsure of everything.
@@ -93,13 +94,15 @@ def refine_detections(
 
     Returns:
         New instances with the fields of ``detections``; with votes
-        ``prior_bboxes`` (K, 4), the centres of the prior; with the energy
-        NMS or an ascent ``logdensities`` (K,), NaN for boxes that no stage
-        looked at, and after an ascent those where it ended; after an ascent
-        also ``initial_bboxes`` (K, 4), the detector's; with ``rank`` also
-        ``class_scores`` (K,), the scores before, and ``qualities`` (K,), the
-        expected qualities in [0, 1]; with ``uncertainty`` also
-        ``box_std`` (K, 4), standard deviations of x1, y1, x2, y2, and
+        ``prior_bboxes`` (K, 4), the centres of the prior; where clusters have
+        a say, ``cluster_support`` (K, 2), their counts and masses; with the
+        energy NMS or an ascent ``logdensities`` (K,), NaN for boxes that no
+        stage looked at, and after an ascent those where it ended; after an
+        ascent also ``initial_bboxes`` (K, 4), the detector's; with ``rank``
+        also ``class_scores`` (K,), the scores before, ``object_probs`` (K,),
+        the probabilities of an object, and, where the quality has a say,
+        ``qualities`` (K,), the expected ones in [0, 1]; with ``uncertainty``
+        also ``box_std`` (K, 4), standard deviations of x1, y1, x2, y2, and
         ``box_logprobs`` (K,). Then, with ``keep_plain``, the detections
         without any stage.
 
@@ -109,7 +112,7 @@ def refine_detections(
     """
     candidates, plain = detections, None
     if test_cfg is not None:
-        candidates = [_best(c, stages.nms_pre) for c in detections]
+        candidates = [best_candidates(c, stages.nms_pre) for c in detections]
         if stages.energy_nms:
             detections = order_by_energy(
                 energy_model, pyramid, candidates, test_cfg
@@ -122,24 +125,25 @@ def refine_detections(
             if stages.energy_nms
             else [_copied(d) for d in detections]
         )
-    share = energy_model.density.vote_share
-    if share > 0 and test_cfg is not None:
-        detections = with_votes(detections, candidates, test_cfg, share)
+    density = energy_model.density
+    if density.needs_clusters and test_cfg is not None:
+        detections = with_clusters(
+            detections, candidates, test_cfg, density.vote_share
+        )
     judged = None
     if stages.ascent:
         detections, judged = place_boxes(
             energy_model, stages, pyramid, detections
         )
-    power = energy_model.density.quality_power
-    ranks = stages.rank and power > 0
-    if judged is None and (ranks or stages.uncertainty):
+    by_quality = stages.rank and density.quality_power > 0
+    if judged is None and (by_quality or stages.uncertainty):
         judged = judge(
             energy_model, pyramid, detections, stages.ascent_per_img
         )
     if stages.uncertainty:
         detections = describe(energy_model, pyramid, detections, judged)
-    if ranks:
-        detections = rank(detections, judged, power)
+    if by_quality or stages.rank and density.weighs_clusters:
+        detections = rank(detections, judged, density)
     return detections, plain
 
 
@@ -225,42 +229,66 @@ def order_by_energy(
     return results
 
 
-def with_votes(
+def with_clusters(
     detections: InstanceList,
     candidates: InstanceList,
     test_cfg: ConfigType,
     share: float,
 ) -> InstanceList:
-    """``prior_bboxes``: boxes moved towards the means of their clusters.
+    """What the boxes say that NMS would throw away.
 
     Args:
         detections: After NMS.
         candidates: Before it.
         test_cfg: With ``nms``.
-        share: 0 leaves the boxes where they are, 1 gives the means.
+        share: 0 leaves the centres of the prior at the boxes, 1 puts them at
+            the means of the clusters.
+
+    Returns:
+        Detections with ``cluster_support`` (K, 2), counts and masses of the
+        clusters, and with a share ``prior_bboxes`` (K, 4).
     """
     threshold = require_plain_nms(test_cfg).iou_threshold
-    return [
-        _with_fields(
-            detection,
-            prior_bboxes=get_box_tensor(detection.bboxes).lerp(
-                voted_boxes(detection, candidate, threshold), share
-            ),
-        )
-        for detection, candidate in zip(detections, candidates)
-    ]
+    results = []
+    for detection, candidate in zip(detections, candidates):
+        clusters = clusters_of(detection, candidate, threshold)
+        support = torch.stack([clusters.count, clusters.mass], 1)
+        fields = dict(cluster_support=support)
+        if share > 0:
+            boxes = get_box_tensor(detection.bboxes)
+            fields['prior_bboxes'] = boxes.lerp(clusters.mean, share)
+        results.append(_with_fields(detection, **fields))
+    return results
 
 
-def voted_boxes(
+@dataclass(frozen=True)
+class Clusters:
+    """The boxes that NMS would throw away for K detections of one image.
+
+    Attributes:
+        mean: (K, 4) their mean, as corners; a detection without a cluster
+            stays.
+        count: (K,) how many there are; those that are farther away count
+            less.
+        mass: (K,) the same, and those of a lower class score count less.
+    """
+
+    mean: Tensor
+    count: Tensor
+    mass: Tensor
+
+
+def clusters_of(
     detections: InstanceData,
     candidates: InstanceData,
     iou_threshold: float,
     width: float = 0.05,
-) -> Tensor:
-    r"""Means of the clusters that NMS would throw away.
+) -> Clusters:
+    r"""Clusters of detections.
 
-    A candidate of score s and IoU u with a detection of its class counts with
-    the weight :math:`s \exp(-(1 - u)^2 / \mathrm{width})`.
+    A candidate of score s and IoU u with a detection of its class counts
+    :math:`w = \exp(-(1 - u)^2 / \mathrm{width})`, and in mean and mass
+    :math:`s w`.
 
     Args:
         detections: K of one image.
@@ -268,11 +296,8 @@ def voted_boxes(
         iou_threshold: IoU above which a candidate belongs to a cluster.
         width: See above.
 
-    Returns:
-        (K, 4) corners; a detection without a cluster stays.
-
-    Source: "Bounding Box Regression with Uncertainty for Accurate Object
-    Detection" (variance voting), CVPR 2019, arXiv 1809.08545.
+    Source of the mean: "Bounding Box Regression with Uncertainty for Accurate
+    Object Detection" (variance voting), CVPR 2019, arXiv 1809.08545.
     """
     boxes, others = (
         get_box_tensor(each.bboxes) for each in (detections, candidates)
@@ -281,11 +306,13 @@ def voted_boxes(
     joined = (iou > iou_threshold) & (
         detections.labels[:, None] == candidates.labels[None]
     )
-    weight = candidates.scores * (-((1 - iou).square()) / width).exp()
-    weight = torch.where(joined, weight, 0)
-    total = weight.sum(1, keepdim=True)
+    near = (-((1 - iou).square()) / width).exp()
+    near = torch.where(joined, near, 0)
+    weight = candidates.scores * near
+    mass = weight.sum(1)
+    total = mass[:, None]
     mean = weight @ others / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return torch.where(total > 0, mean, boxes)
+    return Clusters(torch.where(total > 0, mean, boxes), near.sum(1), mass)
 
 
 def ascend(
@@ -443,27 +470,30 @@ def to_medians(energy_model: EnergyModel, judged: Judged) -> Judged:
 
 
 def rank(
-    detections: InstanceList, judged: Judged, power: float
+    detections: InstanceList, judged: Judged | None, density: BoxDensity
 ) -> InstanceList:
-    """Scores with the expected quality of the boxes in them.
+    """Scores with the clusters and the expected quality of the boxes in them.
 
     Args:
         detections: Placed boxes.
-        judged: These boxes.
-        power: Exponent of the expected quality.
+        judged: These boxes; None if the quality has no say.
+        density: Says what has a say.
     """
+    qualities: Sequence[Tensor | None] = (
+        judged.qualities() if judged else [None] * len(detections)
+    )
     results = []
-    for detection, quality in zip(detections, judged.qualities()):
-        scores = detection.scores * quality**power
-        order = scores.argsort(descending=True, stable=True)
-        results.append(
-            _with_fields(
-                detection,
-                scores=scores,
-                class_scores=detection.scores,
-                qualities=quality,
-            )[order]
+    for detection, quality in zip(detections, qualities):
+        probs = density.object_probs(
+            detection.scores, detection.get('cluster_support')
         )
+        fields = dict(class_scores=detection.scores, object_probs=probs)
+        scores = probs
+        if quality is not None:
+            scores = probs * quality**density.quality_power
+            fields['qualities'] = quality
+        order = scores.argsort(descending=True, stable=True)
+        results.append(_with_fields(detection, scores=scores, **fields)[order])
     return results
 
 
@@ -592,7 +622,8 @@ def _copied(instances: InstanceData) -> InstanceData:
     )
 
 
-def _best(candidates: InstanceData, number: int) -> InstanceData:
+def best_candidates(candidates: InstanceData, number: int) -> InstanceData:
+    """Those of the largest class scores; all of them for -1."""
     if 0 <= number < len(candidates):
         return candidates[_best_rows(candidates, number)]
     return candidates

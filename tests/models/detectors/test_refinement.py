@@ -374,7 +374,16 @@ def test_votes_are_means_of_the_boxes_that_nms_throws_away(model, pyramid):
         ),
     )
     assert first.bboxes.tolist() == found.bboxes[[0, 3, 2]].tolist()
-    assert len(results[1]) == 0
+    # The count and the mass of each cluster.
+    torch.testing.assert_close(
+        first.cluster_support[0],
+        torch.tensor([1 + weight / 0.3, 0.6 + weight]),
+    )
+    torch.testing.assert_close(
+        first.cluster_support[1:, 1],
+        first.cluster_support[1:, 0] * first.scores[1:],
+    )
+    assert len(results[1]) == 0 and results[1].cluster_support.shape == (0, 2)
 
 
 def test_boxes_that_f_is_not_asked_about_go_to_the_centre_of_the_prior(
@@ -506,6 +515,57 @@ def test_ranking_multiplies_scores_by_quality_and_keeps_class_scores(
         )
         # What else a detection carries goes with it.
         torch.testing.assert_close(after.mine, 10 * after.class_scores)
+
+
+def test_clusters_change_the_scores_as_far_as_they_were_weighed(
+    model, pyramid
+):
+    """Here, by the count alone: a detection of two boxes passes another."""
+    found = InstanceData(
+        bboxes=torch.tensor(
+            [[0.0, 0, 40, 40], [1, 0, 41, 40], [60, 0, 80, 9]]
+        ),
+        labels=torch.tensor([1, 1, 1]),
+        scores=torch.tensor([0.4, 0.3, 0.5]),
+    )
+    density = FixedBoxDensity(side_std=0.04, object_count=3, object_bias=-2)
+    model.density = density
+    (ranked, none), _ = refine_detections(
+        model, stages(rank=True), pyramid, [found, found[:0]], TEST_CFG
+    )
+    torch.testing.assert_close(ranked.class_scores, torch.tensor([0.4, 0.5]))
+    assert torch.equal(
+        ranked.object_probs,
+        density.object_probs(ranked.class_scores, ranked.cluster_support),
+    )
+    # The quality has no say, and nobody looked at it.
+    assert torch.equal(ranked.scores, ranked.object_probs)
+    assert 'qualities' not in ranked and 'prior_bboxes' not in ranked
+    assert len(none) == 0
+
+    model.density.set_numbers(quality_power=1.0)
+    (ranked, _), _ = refine_detections(
+        model, stages(rank=True), pyramid, [found, found[:0]], TEST_CFG
+    )
+    torch.testing.assert_close(
+        ranked.scores, ranked.object_probs * ranked.qualities
+    )
+    (plain, _), _ = refine_detections(
+        model, stages(), pyramid, [found, found[:0]], TEST_CFG
+    )
+    assert plain.scores.tolist() == found.scores[[2, 0]].tolist()
+
+
+def test_without_candidates_the_class_score_is_all_there_is(
+    model, pyramid, found
+):
+    model.density = FixedBoxDensity(side_std=0.04, object_count=3)
+    results, _ = refine_detections(model, stages(rank=True), pyramid, found)
+    for before, after in zip(found, results):
+        assert torch.equal(
+            after.scores, before.scores.sort(descending=True).values
+        )
+        assert torch.equal(after.scores, after.object_probs)
 
 
 def test_boxes_that_are_not_four_corners_are_refused(model, pyramid, found):

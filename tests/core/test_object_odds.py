@@ -1,0 +1,76 @@
+"""The probability of an object by class score and cluster."""
+
+import math
+
+import pytest
+import torch
+
+from mmdet_ebm.core import (
+    CLASS_SCORE_ALONE,
+    BoxDensity,
+    object_features,
+    object_probs,
+)
+
+SCORES = torch.tensor([0.2, 0.7, 0.9]).double()
+SUPPORT = torch.tensor([[1.0, 0.2], [12.0, 6.0], [0.0, 0.0]]).double()
+WEIGHTS = dict(
+    object_score=0.8, object_count=0.5, object_mass=-0.3, object_bias=-1.0
+)
+
+
+def test_log_odds_are_a_weighted_sum():
+    expected = []
+    for q, (n, m) in zip(SCORES.tolist(), SUPPORT.tolist()):
+        odds = (
+            0.8 * math.log(q / (1 - q))
+            + 0.5 * math.log(1 + n)
+            - 0.3 * math.log(1 + m)
+            - 1
+        )
+        expected.append(1 / (1 + math.exp(-odds)))
+    found = object_probs(SCORES, SUPPORT, **WEIGHTS)
+    torch.testing.assert_close(found, torch.tensor(expected).double())
+
+
+def test_class_score_alone_gives_the_class_scores():
+    found = object_probs(SCORES, SUPPORT, **CLASS_SCORE_ALONE)
+    torch.testing.assert_close(found, SCORES)
+
+
+def test_scores_of_0_and_1_give_finite_features():
+    scores = torch.tensor([0.0, 1.0])
+    features = object_features(scores, torch.zeros(2, 2))
+    assert features.isfinite().all() and features.shape == (2, 4)
+    assert object_features(scores[:0], torch.zeros(0, 2)).shape == (0, 4)
+
+
+def test_a_density_without_weights_returns_the_scores_themselves():
+    density = BoxDensity()
+    assert not density.weighs_clusters and not density.needs_clusters
+    assert density.object_probs(SCORES, SUPPORT) is SCORES
+
+
+def test_a_density_with_weights_needs_clusters():
+    density = BoxDensity(**WEIGHTS)
+    assert density.weighs_clusters and density.needs_clusters
+    torch.testing.assert_close(
+        density.object_probs(SCORES, SUPPORT),
+        object_probs(SCORES, SUPPORT, **WEIGHTS),
+    )
+    # A detector that shows no candidates.
+    assert density.object_probs(SCORES, None) is SCORES
+
+
+def test_votes_need_clusters_too():
+    assert BoxDensity(vote_share=0.5).needs_clusters
+
+
+def test_weights_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match='weights finite'):
+        BoxDensity(object_mass=math.inf)
+
+
+def test_probabilities_work_on_the_meta_device():
+    found = object_probs(SCORES.to('meta'), SUPPORT.to('meta'), **WEIGHTS)
+    assert found.shape == (3,) and found.device.type == 'meta'
