@@ -20,6 +20,10 @@ FITTED = dict(
     size_slope=-0.3,
     vote_share=1.0,
     quality_power=0.5,
+    object_score=0.8,
+    object_count=0.2,
+    object_mass=0.8,
+    object_bias=-1.0,
 )
 
 

@@ -9,6 +9,7 @@ its mass,
           + b \log(1 + n) + c \log(1 + m) + d .
 """
 
+import torch
 from torch import Tensor
 
 # a, b, c and d where clusters have no say: P is the class score.
@@ -27,12 +28,12 @@ def object_features(scores: Tensor, support: Tensor) -> Tensor:
         support: (K, 2) count and mass of each cluster.
 
     Returns:
-        (K, 4); the last column is 1.
+        (K, 4) in float32 or better; the last column is 1.
     """
-    columns = scores.new_ones(len(scores), 4)
-    columns[:, 0] = scores.logit(_EPS)
-    columns[:, 1:3] = support.log1p()
-    return columns
+    # float16 knows no number between 1 - eps and 1.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    columns = [scores.logit(_EPS), *support.to(scores).log1p().unbind(1)]
+    return torch.stack([*columns, torch.ones_like(scores)], 1)
 
 
 def object_probs(
@@ -53,7 +54,6 @@ def object_probs(
         object_mass: c.
         object_bias: d.
     """
-    weights = scores.new_tensor(
-        [object_score, object_count, object_mass, object_bias]
-    )
-    return (object_features(scores, support) @ weights).sigmoid()
+    score, count, mass, _ = object_features(scores, support).unbind(1)
+    odds = object_score * score + object_count * count + object_mass * mass
+    return (odds + object_bias).sigmoid().to(scores)

@@ -210,6 +210,7 @@ class Look:
                 moved=float(shift.abs().max()),
             )
             for name, key in (
+                ('object_probs', 'object_prob'),
                 ('qualities', 'quality'),
                 ('box_logprobs', 'logprob'),
             ):

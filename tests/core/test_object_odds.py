@@ -71,6 +71,13 @@ def test_weights_that_are_not_finite_are_refused():
         BoxDensity(object_mass=math.inf)
 
 
+def test_half_precision_is_good_enough_for_scores_near_1():
+    scores = torch.tensor([0.9995, 1.0]).half()
+    found = object_probs(scores, SUPPORT[:2].half(), **CLASS_SCORE_ALONE)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, scores)
+
+
 def test_probabilities_work_on_the_meta_device():
     found = object_probs(SCORES.to('meta'), SUPPORT.to('meta'), **WEIGHTS)
     assert found.shape == (3,) and found.device.type == 'meta'
