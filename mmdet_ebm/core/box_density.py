@@ -274,7 +274,7 @@ class BoxDensity(nn.Module):
         if state is None:
             return
         for name, default in _NEWER.items():
-            if len(state) == 1 + self.NAMES.index(name):  # from before it
+            if state.shape == (1 + self.NAMES.index(name),):  # before it
                 *numbers, fitted = state.tolist()
                 state = state.new_tensor([*numbers, default, fitted])
         if state.shape == (len(self.NAMES) + 1,):

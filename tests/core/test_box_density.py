@@ -118,10 +118,11 @@ def test_a_state_without_them_leaves_the_numbers():
     assert density.temperature == CAUTIOUS['temperature']
 
 
-def test_a_state_of_another_version_is_left_out_with_a_warning():
+@pytest.mark.parametrize('shape', [(7,), (), (2, 5)])
+def test_a_state_of_another_version_is_left_out_with_a_warning(shape):
     density = BoxDensity(**CAUTIOUS)
-    state = {'_extra_state': torch.ones(7, dtype=torch.float64)}
-    with pytest.warns(UserWarning, match='7 numbers; expected 14'):
+    state = {'_extra_state': torch.ones(shape, dtype=torch.float64)}
+    with pytest.warns(UserWarning, match='numbers; expected 14'):
         density.load_state_dict(state)
     assert not density.fitted
     assert density.numbers() == BoxDensity(**CAUTIOUS).numbers()
