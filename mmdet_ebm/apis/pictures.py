@@ -59,7 +59,7 @@ class PictureWriter:
         """What the pictures show, for their reader."""
         before = ', before it dashed' if self.compare else ''
         return (
-            f'Boxes after refinement solid{before}; class scores from '
+            f'Boxes after refinement solid{before}; scores from '
             f'{self.score_thr:g} on.'
         )
 

@@ -18,7 +18,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ..core import CLASS_SCORE_ALONE, object_features
-from .density_fit import match_batch
 
 # Of the squared distance from the class score alone, beside the sum of the
 # log-losses of all detections.
@@ -26,31 +25,29 @@ _PENALTY = 1.0
 
 
 def object_evidence(
-    instances: InstanceList, samples: SampleList
+    instances: InstanceList, samples: SampleList, matched: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What detections tell about the worth of clusters.
+    """What the detections of a batch tell about the worth of clusters.
 
     Args:
         instances: Detections of each image, in network-input pixels; of a
             detector with clusters they have ``cluster_support``.
-        samples: With the annotations, see ``match_batch``.
+        samples: With what is ignored, in original-image pixels.
+        matched: Rows that match an annotation, see ``matched_rows``.
 
     Returns:
-        For each image class scores (K,), ``cluster_support`` (K, 2), and
-        whether detections match an annotation (K,). Those in a region that is
-        marked as crowd or ignored are left out. Empty without clusters.
+        Class scores (R,), ``cluster_support`` (R, 2), and whether detections
+        match (R,). Those in a region that is marked as crowd or ignored are
+        left out. An empty list without clusters.
     """
-    evidence = []
-    pairs = match_batch(instances, samples)
-    for found, sample, (rows, _) in zip(instances, samples, pairs):
-        if 'cluster_support' not in found:
-            continue
-        right = torch.zeros_like(found.labels, dtype=torch.bool)
-        right[rows] = True
-        known = right | ~_in_ignored(found, sample)
-        columns = (found.scores, found.cluster_support, right)
-        evidence.append(tuple(each[known].cpu() for each in columns))
-    return evidence
+    if not all('cluster_support' in each for each in instances):
+        return []
+    scores = torch.cat([each.scores for each in instances])
+    support = torch.cat([each.cluster_support for each in instances])
+    right = torch.zeros_like(scores, dtype=torch.bool)
+    right[matched] = True
+    known = right | ~torch.cat(list(map(_in_ignored, instances, samples)))
+    return [tuple(each[known].cpu() for each in (scores, support, right))]
 
 
 def fit_object_weights(

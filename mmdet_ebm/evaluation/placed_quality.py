@@ -162,7 +162,7 @@ def place(
             scores = torch.cat([each.scores for each in found])[rows]
             image = boxes.image_index[rows]
             weight, matches = weight + float(scores.sum()), matches + len(rows)
-            evidence += object_evidence(found, samples)
+            evidence += object_evidence(found, samples, rows)
             before = _quality_of(boxes.corners[rows], truth)
             for sample in samples:
                 annotations += _annotations(len(images), sample, annotations)

@@ -351,15 +351,18 @@ class _Page:
         title = f'{row["label"]}, score {row["score"]:.2f}'
         energy = look.energy_map(number)
         picture = EnergyMapFigure(look.image, energy, f'{title};').picture()
-        quality = (
-            f', expected quality {row["quality"]:.2f}'
-            if 'quality' in row
-            else ''
+        parts = ''.join(
+            f', {name} {row[key]:.2f}'
+            for key, name in (
+                ('object_prob', 'probability of an object'),
+                ('quality', 'expected quality'),
+            )
+            if key in row
         )
         std = ', '.join(f'{value:.1f}' for value in row['std'])
         status = (
             f'**Box {number}: {title}** (class score '
-            f'{row["class_score"]:.2f}{quality}); deviations of x1, y1, x2, '
+            f'{row["class_score"]:.2f}{parts}); deviations of x1, y1, x2, '
             f'y2: {std} px'
         )
         return [

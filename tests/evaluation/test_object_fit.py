@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mmdet_ebm.core import CLASS_SCORE_ALONE, object_features, object_probs
 from mmdet_ebm.evaluation import object_fit
+from mmdet_ebm.evaluation.density_fit import matched_rows
 from mmdet_ebm.evaluation.object_fit import (
     fit_object_weights,
     object_evidence,
@@ -95,7 +96,8 @@ def test_what_matches_is_right_and_what_is_ignored_is_left_out():
         [0, 1],
         ignored=([35.0, 0, 60, 20], 1),
     )
-    ((scores, support, right),) = object_evidence([found], [sample])
+    rows, _ = matched_rows([found], [sample])
+    ((scores, support, right),) = object_evidence([found], [sample], rows)
     # The second is of another class, the third lies in what is ignored, and
     # the fourth there too, but is of another class.
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.4, 0.2]))
@@ -106,4 +108,5 @@ def test_what_matches_is_right_and_what_is_ignored_is_left_out():
 def test_detections_without_clusters_are_no_evidence():
     found, sample = image([[0.0, 0, 9, 9]], [0], [0.5], [[0.0, 0, 4, 4]], [0])
     del found.cluster_support
-    assert object_evidence([found], [sample]) == []
+    rows, _ = matched_rows([found], [sample])
+    assert object_evidence([found], [sample], rows) == []
