@@ -1,9 +1,10 @@
 """Compare the stages of the refinement over several seeds, with intervals.
 
 Evaluates each checkpoint of an energy config in several ways, on the val or
-test split: the detector's own boxes, those voted by their clusters, these
-with scores by their clusters too, those
-placed by f alone and as published, and under the fitted density. Prints AP,
+test split: the detector's own boxes; the means of their clusters; the same
+with scores that follow the clusters; boxes placed by f alone, and as
+published; and boxes under the fitted density, without and with the ranking.
+Prints AP,
 AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
 image takes. For each stage, and for a control if one is given, the difference
 of the means carries a 95 % bootstrap interval over images. With --ascents, the
@@ -152,9 +153,8 @@ def chosen_stages(names: Sequence[str], ascents: bool) -> dict[str, Stage]:
 
 def needs_candidates(stage: Stage) -> bool:
     """Whether it needs the boxes before NMS."""
-    votes = stage.numbers.get('vote_share', 0.0) > 0 or (
-        stage.density is not None and stage.density.needs_clusters
-    )
+    numbers = stage.density.numbers() if stage.density else {}
+    votes = {**numbers, **stage.numbers}.get('vote_share', 0.0) > 0
     return stage.switches['energy_nms'] or votes
 
 

@@ -31,8 +31,13 @@ from .types import LogDensityFn
 
 # Before anything was fitted: f counts half, and sides move by a few per cent.
 CAUTIOUS = dict(temperature=2.0, side_std=0.04, dof=3.0)
-# Numbers that states of earlier versions lack, in the order of NAMES.
-_NEWER = dict(std_power=1.0, **CLASS_SCORE_ALONE)
+# What states of earlier versions lack, by their count of numbers.
+_NEWER = {
+    8: dict(std_power=1.0, **CLASS_SCORE_ALONE),
+    9: CLASS_SCORE_ALONE,
+}
+# Larger weights overflow, and mean nothing.
+_LARGEST_WEIGHT = 1e3
 # Size of a box, in pixels, from which size_slope counts.
 _USUAL_SIZE = 64.0
 
@@ -149,7 +154,10 @@ class BoxDensity(nn.Module):
             and not math.isnan(self.temperature + self.side_std)
             and math.isfinite(self.dof)
             and math.isfinite(self.score_slope + self.size_slope)
-            and all(map(math.isfinite, self._object_weights().values()))
+            and all(
+                abs(weight) <= _LARGEST_WEIGHT
+                for weight in self._object_weights().values()
+            )
             and 0 <= self.vote_share <= 1
             and 0 <= self.quality_power < math.inf
             and 0 < self.std_factor < math.inf
@@ -157,9 +165,9 @@ class BoxDensity(nn.Module):
         ):
             raise ValueError(
                 'temperature, side_std, dof and std_factor must be positive, '
-                'slopes and weights finite, vote_share in [0, 1], '
-                'quality_power and std_power not negative, got '
-                f'{self.numbers()}'
+                'the slopes finite, vote_share in [0, 1], quality_power and '
+                'std_power not negative, and the weights of an object at most '
+                f'{_LARGEST_WEIGHT:g}, got {self.numbers()}'
             )
 
     def numbers(self) -> dict[str, float]:
@@ -181,11 +189,6 @@ class BoxDensity(nn.Module):
     def weighs_clusters(self) -> bool:
         """Whether the probability of an object is not the class score."""
         return self._object_weights() != CLASS_SCORE_ALONE
-
-    @property
-    def needs_clusters(self) -> bool:
-        """Whether the boxes that NMS throws away have a say."""
-        return self.vote_share > 0 or self.weighs_clusters
 
     def object_probs(self, scores: Tensor, support: Tensor | None) -> Tensor:
         """(K,) probabilities that detections show an object of their class.
@@ -273,10 +276,10 @@ class BoxDensity(nn.Module):
         state = state_dict.get(f'{prefix}_extra_state')
         if state is None:
             return
-        for name, default in _NEWER.items():
-            if state.shape == (1 + self.NAMES.index(name),):  # before it
+        for count, missing in _NEWER.items():
+            if state.shape == (count + 1,):
                 *numbers, fitted = state.tolist()
-                state = state.new_tensor([*numbers, default, fitted])
+                state = state.new_tensor([*numbers, *missing.values(), fitted])
         if state.shape == (len(self.NAMES) + 1,):
             self.set_extra_state(state)
         else:

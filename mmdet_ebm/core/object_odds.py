@@ -2,8 +2,8 @@ r"""The probability that a detection shows an object of its class.
 
 A detector gives many boxes near an object, and NMS keeps one of them. How many
 there were, and how sure they were of the class, is evidence that the class
-score does not hold. With q the class score, n the count of the cluster and m
-its mass,
+score does not hold. With q the class score, n the count of the cluster (the
+detection itself included) and m its mass,
 
 .. math:: \log \frac{P}{1 - P} = a \log \frac{q}{1 - q}
           + b \log(1 + n) + c \log(1 + m) + d .

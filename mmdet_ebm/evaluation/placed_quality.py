@@ -265,15 +265,10 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     # With the first one boxes stay: others must be better than it.
     best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
     plain = placed.average_precision(0, None)['AP']
-    ranking = max(
-        (
-            _best_ranking(placed, best, weights)
-            for weights in (CLASS_SCORE_ALONE, placed.object_weights)
-        ),
-        key=lambda each: each.ap,
-    )
-    power, weights = ranking.power, ranking.object_weights
-    refined = placed.average_precision(best, power, True, weights)['AP']
+    for power, weights in _rankings(placed, best):
+        refined = placed.average_precision(best, power, True, weights)['AP']
+        if refined >= plain:
+            break
     text = f'AP {100 * plain:.1f} plain, {100 * refined:.1f} refined.'
     if refined < plain:
         best, power, weights = 0, 0.0, CLASS_SCORE_ALONE
@@ -300,22 +295,26 @@ def largest_good_power(ap: Mapping[float, float]) -> float:
     return max(power for power, value in ap.items() if value >= enough)
 
 
-@dataclass(frozen=True)
-class _Ranking:
-    ap: float
-    power: float
-    object_weights: Mapping[str, float]
+def _rankings(
+    placed: Placed, setting: int
+) -> list[tuple[float, Mapping[str, float]]]:
+    """Exponent and weights of an object, the best first; without clusters
+    last. Clusters must be worth more than a tie."""
 
+    def by_power(weights: Mapping[str, float]) -> dict[float, float]:
+        return {
+            p: placed.average_precision(setting, p, False, weights)['AP']
+            for p in POWERS
+        }
 
-def _best_ranking(
-    placed: Placed, setting: int, weights: Mapping[str, float]
-) -> _Ranking:
-    ap = {
-        power: placed.average_precision(setting, power, False, weights)['AP']
-        for power in POWERS
-    }
-    power = largest_good_power(ap)
-    return _Ranking(ap[power], power, weights)
+    alone = by_power(CLASS_SCORE_ALONE)
+    rankings = [(largest_good_power(alone), CLASS_SCORE_ALONE)]
+    weights = placed.object_weights
+    if weights != CLASS_SCORE_ALONE:
+        weighed = by_power(weights)
+        if max(weighed.values()) > max(alone.values()) + _TIE:
+            rankings.insert(0, (largest_good_power(weighed), weights))
+    return rankings
 
 
 def _sure_gain(placed: Placed, setting: int) -> float:

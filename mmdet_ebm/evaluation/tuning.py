@@ -135,9 +135,11 @@ def trials_of(model: EnergyDetector) -> list[Trial]:
                     refinement=dict(energy_nms=True),
                 )
             )
+    # See docs/density.md: P takes the clusters into account.
+    score = 'P' if density.weighs_clusters else 'score'
     trials += [
         Trial(
-            f'score x quality ^ {power:g}' if power else 'score alone',
+            f'{score} x quality ^ {power:g}' if power else f'{score} alone',
             'ranking',
             dict(quality_power=power),
         )
@@ -146,7 +148,7 @@ def trials_of(model: EnergyDetector) -> list[Trial]:
     ]
     if density.weighs_clusters:
         trials.append(
-            Trial('score without clusters', 'ranking', CLASS_SCORE_ALONE)
+            Trial('class score in place of P', 'ranking', CLASS_SCORE_ALONE)
         )
     return trials
 

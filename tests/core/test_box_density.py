@@ -118,7 +118,9 @@ def test_a_state_without_them_leaves_the_numbers():
     assert density.temperature == CAUTIOUS['temperature']
 
 
-@pytest.mark.parametrize('shape', [(7,), (), (2, 5)])
+@pytest.mark.parametrize(
+    'shape', [(7,), (11,), (12,), (13,), (15,), (), (2, 5)]
+)
 def test_a_state_of_another_version_is_left_out_with_a_warning(shape):
     density = BoxDensity(**CAUTIOUS)
     state = {'_extra_state': torch.ones(shape, dtype=torch.float64)}

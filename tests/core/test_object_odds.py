@@ -47,13 +47,13 @@ def test_scores_of_0_and_1_give_finite_features():
 
 def test_a_density_without_weights_returns_the_scores_themselves():
     density = BoxDensity()
-    assert not density.weighs_clusters and not density.needs_clusters
+    assert not density.weighs_clusters
     assert density.object_probs(SCORES, SUPPORT) is SCORES
 
 
-def test_a_density_with_weights_needs_clusters():
+def test_a_density_with_weights_asks_clusters():
     density = BoxDensity(**WEIGHTS)
-    assert density.weighs_clusters and density.needs_clusters
+    assert density.weighs_clusters
     torch.testing.assert_close(
         density.object_probs(SCORES, SUPPORT),
         object_probs(SCORES, SUPPORT, **WEIGHTS),
@@ -62,17 +62,16 @@ def test_a_density_with_weights_needs_clusters():
     assert density.object_probs(SCORES, None) is SCORES
 
 
-def test_votes_need_clusters_too():
-    assert BoxDensity(vote_share=0.5).needs_clusters
-
-
-def test_weights_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match='weights finite'):
-        BoxDensity(object_mass=math.inf)
+@pytest.mark.parametrize('wrong', [math.inf, math.nan, -1e300])
+def test_weights_that_would_overflow_are_refused(wrong):
+    with pytest.raises(ValueError, match='weights of an object at most 1000'):
+        BoxDensity(object_mass=wrong)
 
 
 def test_half_precision_is_good_enough_for_scores_near_1():
     scores = torch.tensor([0.9995, 1.0]).half()
+    features = object_features(scores, SUPPORT[:2].half())
+    assert features.dtype == torch.float32 and features.isfinite().all()
     found = object_probs(scores, SUPPORT[:2].half(), **CLASS_SCORE_ALONE)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found, scores)

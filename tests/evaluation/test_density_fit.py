@@ -1,6 +1,7 @@
 """The fit finds the numbers that made the data."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from mmdet_ebm.evaluation import density_fit
 from mmdet_ebm.evaluation.density_fit import (
     MatchedDensities,
+    detect_with_clusters,
     fit_shape,
     match_densities,
     side_noise,
@@ -141,3 +143,27 @@ def test_a_large_split_is_not_read_to_its_end(monkeypatch):
 
     once = len(match_densities(model, data).truth)
     assert len(match_densities(model, endless()).truth) == once
+
+
+def test_clusters_have_the_candidates_that_inference_takes():
+    """``nms_pre`` of them."""
+    model = fittable_model()
+    (data,) = batches(model)
+    model.data_preprocessor = Passes()
+    all_of_them, _, _ = detect_with_clusters(model, data)
+    model.refinement = replace(model.refinement, nms_pre=8)
+    some, _, _ = detect_with_clusters(model, data)
+    counts = [
+        torch.cat([each.cluster_support[:, 0] for each in found]).sum()
+        for found in (all_of_them, some)
+    ]
+    assert counts[1] < counts[0]
+    model.energy_model.density.set_numbers(object_mass=1.0, vote_share=1.0)
+    with torch.no_grad():
+        used = model.detect(data['inputs'], data['data_samples']).instances
+    for fitted, each in zip(some, used):
+        order = each.class_scores.argsort(descending=True)
+        torch.testing.assert_close(
+            each.cluster_support[order],
+            fitted.cluster_support[fitted.scores.argsort(descending=True)],
+        )

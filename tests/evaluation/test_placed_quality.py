@@ -24,6 +24,7 @@ from .held_out import Passes, batches, fittable_model
 STAY = dict(temperature=math.inf, side_std=0.2, vote_share=0.0)
 MOVES = dict(temperature=1.0, side_std=0.2, vote_share=0.0)
 VOTES = dict(temperature=math.inf, vote_share=1.0)
+WEIGHTS = dict(CLASS_SCORE_ALONE, object_mass=2.0)
 
 
 @pytest.fixture
@@ -115,10 +116,10 @@ def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
     class Worse:
         """All settings but the first lose."""
 
+        object_weights = CLASS_SCORE_ALONE
+
         def gain(self, setting):
             return (-0.1 * (setting > 0), 0.05)
-
-        object_weights = CLASS_SCORE_ALONE
 
         def deviations(self, setting):
             return dict(std_factor=1.5)
@@ -139,10 +140,10 @@ def test_ap_has_a_veto(model, data, monkeypatch):
     class Misleading:
         """Quality rises and AP falls."""
 
+        object_weights = WEIGHTS
+
         def gain(self, setting):
             return (0.1 * (setting > 0), 0.05)
-
-        object_weights = CLASS_SCORE_ALONE
 
         def deviations(self, setting):
             return dict(std_factor=2.0 - (setting > 0))
@@ -150,13 +151,15 @@ def test_ap_has_a_veto(model, data, monkeypatch):
         def average_precision(
             self, setting, power, by_class=True, object_weights=None
         ):
-            return dict(AP=0.5 if power is None else 0.4)
+            better = object_weights is WEIGHTS and not by_class
+            return dict(AP=0.5 if power is None else 0.4 + 0.01 * better)
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Misleading())
     text = fit_model(model, data)
     density = model.energy_model.density
     assert math.isinf(density.temperature) and density.quality_power == 0
     assert density.std_factor == 2  # of the boxes that stay
+    assert not density.weighs_clusters
     assert 'boxes will stay' in text
 
 
@@ -164,10 +167,10 @@ def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
     """Few objects of a class would make the choice one of chance."""
 
     class Placed:
+        object_weights = CLASS_SCORE_ALONE
+
         def gain(self, setting):
             return (0.1 * (setting == 1), 0.05)
-
-        object_weights = CLASS_SCORE_ALONE
 
         def deviations(self, setting):
             return {}
@@ -190,10 +193,8 @@ def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
 def test_clusters_have_a_say_where_ap_of_all_objects_rises(
     model, data, monkeypatch, pays
 ):
-    fitted = dict(CLASS_SCORE_ALONE, object_mass=2.0)
-
     class Placed:
-        object_weights = fitted
+        object_weights = WEIGHTS
 
         def gain(self, setting):
             return (0.1 * (setting == 1), 0.05)
@@ -207,13 +208,13 @@ def test_clusters_have_a_say_where_ap_of_all_objects_rises(
             if power is None:
                 return dict(AP=0.3)
             change = 0.1 if pays or by_class else -0.1
-            return dict(AP=0.5 + change * (object_weights is fitted))
+            return dict(AP=0.5 + change * (object_weights is WEIGHTS))
 
     monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
     fit_model(model, data)
     numbers = model.energy_model.density.numbers()
-    expected = fitted if pays else CLASS_SCORE_ALONE
-    assert {name: numbers[name] for name in fitted} == expected
+    expected = WEIGHTS if pays else CLASS_SCORE_ALONE
+    assert {name: numbers[name] for name in WEIGHTS} == expected
 
 
 def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
@@ -241,6 +242,62 @@ def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
     ]
     ours = MatchedDetections(placed.truth, rows).average_precision()
     assert ours == pytest.approx(expected) and ours != changed
+
+
+def test_a_veto_against_clusters_is_none_against_the_boxes(
+    model, data, monkeypatch
+):
+    class Placed:
+        """By class, clusters lose what placing gains."""
+
+        object_weights = WEIGHTS
+
+        def gain(self, setting):
+            return (0.1 * (setting == 1), 0.05)
+
+        def deviations(self, setting):
+            return {}
+
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
+            if power is None:
+                return dict(AP=0.4)
+            weighed = object_weights is WEIGHTS
+            if by_class:
+                return dict(AP=0.39 if weighed else 0.45)
+            return dict(AP=0.6 if weighed else 0.5)
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
+    text = fit_model(model, data)
+    density = model.energy_model.density
+    assert math.isfinite(density.temperature) and density.quality_power == 1
+    assert not density.weighs_clusters
+    assert 'AP 40.0 plain, 45.0 refined' in text
+
+
+def test_clusters_must_be_worth_more_than_a_tie(model, data, monkeypatch):
+    """The best exponents are compared, not the largest that are as good."""
+
+    class Placed:
+        object_weights = WEIGHTS
+
+        def gain(self, setting):
+            return (0.1 * (setting == 1), 0.05)
+
+        def deviations(self, setting):
+            return {}
+
+        def average_precision(
+            self, setting, power, by_class=True, object_weights=None
+        ):
+            if object_weights is WEIGHTS:
+                return dict(AP=0.5004)
+            return dict(AP=0.4996 if power == 1 else 0.5)
+
+    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
+    fit_model(model, data)
+    assert not model.energy_model.density.weighs_clusters
 
 
 def test_the_largest_exponent_that_is_as_good_is_taken():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmdet_ebm.core import CAUTIOUS, FixedBoxDensity
+from mmdet_ebm.core import CAUTIOUS, CLASS_SCORE_ALONE, FixedBoxDensity
 from mmdet_ebm.evaluation.tuning import (
     NOW,
     PLAIN,
@@ -57,6 +57,15 @@ def test_all_kinds_of_choices_are_tried(model):
     }
     names = [trial.name for trial in trials]
     assert len(set(names)) == len(names)
+    assert 'score x quality ^ 1' in names
+
+
+def test_where_clusters_have_a_say_their_worth_is_tried(model):
+    model.energy_model.density.set_numbers(object_mass=2.0)
+    trials = {trial.name: trial for trial in trials_of(model)}
+    assert 'P x quality ^ 1' in trials and 'score x quality ^ 1' not in trials
+    without = trials['class score in place of P']
+    assert without.density == CLASS_SCORE_ALONE
 
 
 def test_an_unasked_f_leaves_nothing_to_choose_about_it(model):

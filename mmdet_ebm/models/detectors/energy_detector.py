@@ -59,10 +59,10 @@ class EnergyDetector(BaseDetector):
 
     Test: the detector's boxes, with the means of their clusters -> gradient
     ascent on the density -> sides at their medians -> scores that follow the
-    expected quality; see :class:`Refinement` for what can be switched. A
-    detector without class-wise NMS, as DETR and its kin, has no clusters.
-    Two-stage detectors predict masks on the refined boxes. With all stages
-    off it is the plain detector.
+    clusters and the expected quality; see :class:`Refinement` for what can be
+    switched. A detector without class-wise NMS, as DETR and its kin, has no
+    clusters. Two-stage detectors predict masks on the refined boxes. With all
+    stages off it is the plain detector.
 
     Its state is that of the detector under ``detector.`` and the energy
     model's under ``energy_model.``. A checkpoint of the plain detector loads
@@ -351,7 +351,9 @@ class EnergyDetector(BaseDetector):
         """
         stages, source = self.refinement, self.box_source
         self._require_candidates()
-        wanted = stages.energy_nms or self.energy_model.density.needs_clusters
+        wanted = stages.energy_nms or stages.asks_clusters(
+            self.energy_model.density
+        )
         before_nms = wanted and source.can_be_ordered
         found, pyramid, neck_maps = self.find(
             batch_inputs, batch_data_samples, before_nms

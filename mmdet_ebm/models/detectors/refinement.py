@@ -73,6 +73,12 @@ class Refinement:
         """Whether any stage runs."""
         return self.energy_nms or self.ascent or self.uncertainty
 
+    def asks_clusters(self, density: BoxDensity) -> bool:
+        """Whether the boxes that NMS throws away have a say."""
+        return density.vote_share > 0 or (
+            self.rank and density.weighs_clusters
+        )
+
 
 def refine_detections(
     energy_model: EnergyModel,
@@ -126,7 +132,7 @@ def refine_detections(
             else [_copied(d) for d in detections]
         )
     density = energy_model.density
-    if density.needs_clusters and test_cfg is not None:
+    if stages.asks_clusters(density) and test_cfg is not None:
         detections = with_clusters(
             detections, candidates, test_cfg, density.vote_share
         )
@@ -143,7 +149,7 @@ def refine_detections(
     if stages.uncertainty:
         detections = describe(energy_model, pyramid, detections, judged)
     if by_quality or stages.rank and density.weighs_clusters:
-        detections = rank(detections, judged, density)
+        detections = rank(detections, judged if by_quality else None, density)
     return detections, plain
 
 
@@ -263,14 +269,17 @@ def with_clusters(
 
 @dataclass(frozen=True)
 class Clusters:
-    """The boxes that NMS would throw away for K detections of one image.
+    """The boxes around K detections of one image, themselves included.
+
+    A cluster has the candidates of the same class that overlap the detection
+    by more than the threshold of NMS.
 
     Attributes:
         mean: (K, 4) their mean, as corners; a detection without a cluster
             stays.
         count: (K,) how many there are; those that are farther away count
             less.
-        mass: (K,) the same, and those of a lower class score count less.
+        mass: (K,) the sum of their class scores; as above.
     """
 
     mean: Tensor

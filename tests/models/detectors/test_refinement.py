@@ -556,6 +556,34 @@ def test_clusters_change_the_scores_as_far_as_they_were_weighed(
     assert plain.scores.tolist() == found.scores[[2, 0]].tolist()
 
 
+def test_clusters_are_asked_where_they_have_a_say():
+    votes, weighs = (
+        FixedBoxDensity(vote_share=0.5),
+        FixedBoxDensity(object_count=1),
+    )
+    for rank in (False, True):
+        assert stages(rank=rank).asks_clusters(votes)
+        assert stages(rank=rank).asks_clusters(weighs) is rank
+        assert not stages(rank=rank).asks_clusters(FixedBoxDensity())
+
+
+def test_quality_is_in_the_results_only_where_it_has_a_say(model, pyramid):
+    """With all stages of the default, which look at the quality anyway."""
+    found = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 40, 40], [60, 0, 80, 9]]),
+        labels=torch.tensor([1, 1]),
+        scores=torch.tensor([0.4, 0.5]),
+    )
+    for power in (0.0, 0.5):
+        model.density = FixedBoxDensity(
+            side_std=0.04, object_count=3, quality_power=power
+        )
+        (first, _), _ = refine_detections(
+            model, Refinement(), pyramid, [found, found[:0]], TEST_CFG
+        )
+        assert ('qualities' in first) is (power > 0)
+
+
 def test_without_candidates_the_class_score_is_all_there_is(
     model, pyramid, found
 ):
