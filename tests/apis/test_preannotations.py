@@ -112,6 +112,7 @@ def test_cvats_attributes_are_what_is_known_of_a_box(annotations):
         logdensity=3.5,
         box_logprob=-1.25,
         class_score=0.875,
+        object_prob=0.8125,
         quality=0.625,
         std_x1=1.0,
         std_y1=1.25,
@@ -121,6 +122,7 @@ def test_cvats_attributes_are_what_is_known_of_a_box(annotations):
     assert [a.get('name') for a in second] == [
         'score',
         'class_score',
+        'object_prob',
         'quality',
     ]
 
