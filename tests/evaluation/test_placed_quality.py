@@ -110,111 +110,108 @@ def test_a_model_is_fitted_in_place_and_never_below_the_detector(model, data):
     assert refined >= plain > 0
 
 
-def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(
-    model, data, monkeypatch
-):
-    class Worse:
-        """All settings but the first lose."""
+@pytest.fixture
+def fit_where(model, data, monkeypatch):
+    """A fit on made-up worths of the settings: its text and the density."""
 
-        object_weights = CLASS_SCORE_ALONE
+    def fit(ap, gain, object_weights=CLASS_SCORE_ALONE):
+        class Placed:
+            def gain(self, setting):
+                return gain(setting), 0.05
 
-        def gain(self, setting):
-            return (-0.1 * (setting > 0), 0.05)
+            def deviations(self, setting):
+                return dict(std_factor=1.0 + setting)
 
-        def deviations(self, setting):
-            return dict(std_factor=1.5)
+            def average_precision(
+                self, setting, power, by_class=True, object_weights=None
+            ):
+                weighed = object_weights is WEIGHTS
+                return dict(AP=ap(power, by_class, weighed))
 
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            return dict(AP=0.5)
+        Placed.object_weights = object_weights
+        monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
+        return fit_model(model, data), model.energy_model.density
 
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Worse())
-    text = fit_model(model, data)
-    density = model.energy_model.density
+    return fit
+
+
+def second_is_best(setting):
+    return 0.1 * (setting == 1)
+
+
+def test_what_gains_nothing_for_sure_leaves_boxes_where_they_are(fit_where):
+    text, density = fit_where(
+        lambda *args: 0.5, lambda setting: -0.1 * (setting > 0)
+    )
     assert math.isinf(density.temperature) and density.vote_share == 0
     assert density.fitted and 'AP 50.0 plain, 50.0 refined' in text
 
 
-def test_ap_has_a_veto(model, data, monkeypatch):
-    class Misleading:
-        """Quality rises and AP falls."""
+def test_ap_has_a_veto(fit_where):
+    """Quality rises and AP falls."""
 
-        object_weights = WEIGHTS
+    def ap(power, by_class, weighed):
+        better = weighed and not by_class
+        return 0.5 if power is None else 0.4 + 0.01 * better
 
-        def gain(self, setting):
-            return (0.1 * (setting > 0), 0.05)
-
-        def deviations(self, setting):
-            return dict(std_factor=2.0 - (setting > 0))
-
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            better = object_weights is WEIGHTS and not by_class
-            return dict(AP=0.5 if power is None else 0.4 + 0.01 * better)
-
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Misleading())
-    text = fit_model(model, data)
-    density = model.energy_model.density
+    text, density = fit_where(ap, second_is_best, WEIGHTS)
     assert math.isinf(density.temperature) and density.quality_power == 0
-    assert density.std_factor == 2  # of the boxes that stay
+    assert density.std_factor == 1  # of the boxes that stay
     assert not density.weighs_clusters
     assert 'boxes will stay' in text
 
 
-def test_all_objects_together_choose_the_exponent(model, data, monkeypatch):
+def test_all_objects_together_choose_the_exponent(fit_where):
     """Few objects of a class would make the choice one of chance."""
 
-    class Placed:
-        object_weights = CLASS_SCORE_ALONE
+    def ap(power, by_class, weighed):
+        if power is None:
+            return 0.3
+        return 0.5 - 0.1 * abs(power - (1.0 if by_class else 0.25))
 
-        def gain(self, setting):
-            return (0.1 * (setting == 1), 0.05)
-
-        def deviations(self, setting):
-            return {}
-
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            if power is None:
-                return dict(AP=0.3)
-            best = 1.0 if by_class else 0.25
-            return dict(AP=0.5 - 0.1 * abs(power - best))
-
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
-    text = fit_model(model, data)
-    assert model.energy_model.density.quality_power == 0.25
+    text, density = fit_where(ap, second_is_best)
+    assert density.quality_power == 0.25 and density.std_factor == 2
     assert 'AP 30.0 plain, 42.5 refined' in text  # the mean over the classes
 
 
 @pytest.mark.parametrize('pays', [True, False])
-def test_clusters_have_a_say_where_ap_of_all_objects_rises(
-    model, data, monkeypatch, pays
-):
-    class Placed:
-        object_weights = WEIGHTS
+def test_clusters_have_a_say_where_ap_of_all_objects_rises(fit_where, pays):
+    def ap(power, by_class, weighed):
+        change = 0.1 if pays or by_class else -0.1
+        return 0.3 if power is None else 0.5 + change * weighed
 
-        def gain(self, setting):
-            return (0.1 * (setting == 1), 0.05)
-
-        def deviations(self, setting):
-            return {}
-
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            if power is None:
-                return dict(AP=0.3)
-            change = 0.1 if pays or by_class else -0.1
-            return dict(AP=0.5 + change * (object_weights is WEIGHTS))
-
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
-    fit_model(model, data)
-    numbers = model.energy_model.density.numbers()
+    _, density = fit_where(ap, second_is_best, WEIGHTS)
+    numbers = density.numbers()
     expected = WEIGHTS if pays else CLASS_SCORE_ALONE
     assert {name: numbers[name] for name in WEIGHTS} == expected
+
+
+def test_a_veto_against_clusters_is_none_against_the_boxes(fit_where):
+    """By class, clusters lose what placing gains."""
+
+    def ap(power, by_class, weighed):
+        if power is None:
+            return 0.4
+        if by_class:
+            return 0.39 if weighed else 0.45
+        return 0.6 if weighed else 0.5
+
+    text, density = fit_where(ap, second_is_best, WEIGHTS)
+    assert math.isfinite(density.temperature) and density.quality_power == 1
+    assert not density.weighs_clusters
+    assert 'AP 40.0 plain, 45.0 refined' in text
+
+
+def test_clusters_must_be_worth_more_than_a_tie(fit_where):
+    """The best exponents are compared, not the largest that are as good."""
+
+    def ap(power, by_class, weighed):
+        if weighed:
+            return 0.5004
+        return 0.4996 if power == 1 else 0.5
+
+    _, density = fit_where(ap, second_is_best, WEIGHTS)
+    assert not density.weighs_clusters
 
 
 def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
@@ -242,62 +239,6 @@ def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
     ]
     ours = MatchedDetections(placed.truth, rows).average_precision()
     assert ours == pytest.approx(expected) and ours != changed
-
-
-def test_a_veto_against_clusters_is_none_against_the_boxes(
-    model, data, monkeypatch
-):
-    class Placed:
-        """By class, clusters lose what placing gains."""
-
-        object_weights = WEIGHTS
-
-        def gain(self, setting):
-            return (0.1 * (setting == 1), 0.05)
-
-        def deviations(self, setting):
-            return {}
-
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            if power is None:
-                return dict(AP=0.4)
-            weighed = object_weights is WEIGHTS
-            if by_class:
-                return dict(AP=0.39 if weighed else 0.45)
-            return dict(AP=0.6 if weighed else 0.5)
-
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
-    text = fit_model(model, data)
-    density = model.energy_model.density
-    assert math.isfinite(density.temperature) and density.quality_power == 1
-    assert not density.weighs_clusters
-    assert 'AP 40.0 plain, 45.0 refined' in text
-
-
-def test_clusters_must_be_worth_more_than_a_tie(model, data, monkeypatch):
-    """The best exponents are compared, not the largest that are as good."""
-
-    class Placed:
-        object_weights = WEIGHTS
-
-        def gain(self, setting):
-            return (0.1 * (setting == 1), 0.05)
-
-        def deviations(self, setting):
-            return {}
-
-        def average_precision(
-            self, setting, power, by_class=True, object_weights=None
-        ):
-            if object_weights is WEIGHTS:
-                return dict(AP=0.5004)
-            return dict(AP=0.4996 if power == 1 else 0.5)
-
-    monkeypatch.setattr(placed_quality, 'place', lambda *args: Placed())
-    fit_model(model, data)
-    assert not model.energy_model.density.weighs_clusters
 
 
 def test_the_largest_exponent_that_is_as_good_is_taken():
