@@ -4,12 +4,11 @@ Evaluates each checkpoint of an energy config in several ways, on the val or
 test split: the detector's own boxes; the means of their clusters; the same
 with scores that follow the clusters; boxes placed by f alone, and as
 published; and boxes under the fitted density, without and with the ranking.
-Prints AP,
-AP50, AP75 and AP90 as mean and range over the checkpoints, with the seconds an
-image takes. For each stage, and for a control if one is given, the difference
-of the means carries a 95 % bootstrap interval over images. With --ascents, the
-published schedule of the ascent and products in bfloat16 are compared with the
-default.
+Prints AP, AP50, AP75 and AP90 as mean and range over the checkpoints, with the
+seconds an image takes. For each stage, and for a control if one is given, the
+difference of the means carries a 95 % bootstrap interval over images. With
+--ascents, the published schedule of the ascent and products in bfloat16 are
+compared with the default.
 
   python -m studies.compare_stages CONFIG seed0.pth seed1.pth seed2.pth \\
       --control-config PLAIN_CONFIG --control c0.pth c1.pth c2.pth
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model
 from mmdet_ebm.apis.checks import exit_with_message, require_energy_model
-from mmdet_ebm.core import FixedBoxDensity
+from mmdet_ebm.core import BoxDensity
 from mmdet_ebm.engine.config_options import ConfigOptions
 from mmdet_ebm.evaluation import MatchedDetections, bootstrap_differences
 from mmdet_ebm.evaluation.bootstrap import METRICS
@@ -45,27 +44,27 @@ from mmdet_ebm.files import write_json
 from .files import config_name, interval, mean_and_range, table
 
 _OFF = dict(energy_nms=False, ascent=False, rank=False)
+# No prior, and f as it was learned.
+_ALONE = BoxDensity().numbers()
 _PUBLISHED = dict(num_steps=10, step_rule='decay')
 # Without a prior there are no medians, which save steps.
-_ALONE = dict(num_steps=4)
+_FOUR_STEPS = dict(num_steps=4)
 # What each adds to the one before it; the last is the default.
 STAGES = {
     'plain': Stage(_OFF),
     # Clusters alone: no energy model is asked.
     'voted': Stage(
         dict(_OFF, ascent=True),
-        FixedBoxDensity(temperature=math.inf, vote_share=1.0),
+        dict(_ALONE, temperature=math.inf, vote_share=1.0),
     ),
     # The same with the scores that were fitted, as far as clusters have a say.
     'clusters': Stage(
         dict(_OFF, ascent=True, rank=True),
-        numbers=dict(temperature=math.inf, vote_share=1.0, quality_power=0.0),
+        dict(temperature=math.inf, vote_share=1.0, quality_power=0.0),
     ),
-    'f alone': Stage(dict(_OFF, ascent=True), FixedBoxDensity(), _ALONE),
+    'f alone': Stage(dict(_OFF, ascent=True), _ALONE, _FOUR_STEPS),
     'published': Stage(
-        dict(_OFF, ascent=True, energy_nms=True),
-        FixedBoxDensity(),
-        _PUBLISHED,
+        dict(_OFF, ascent=True, energy_nms=True), _ALONE, _PUBLISHED
     ),
     'placed': Stage(dict(_OFF, ascent=True)),
     'refined': Stage(dict(_OFF, ascent=True, rank=True)),
@@ -153,8 +152,7 @@ def chosen_stages(names: Sequence[str], ascents: bool) -> dict[str, Stage]:
 
 def needs_candidates(stage: Stage) -> bool:
     """Whether it needs the boxes before NMS."""
-    numbers = stage.density.numbers() if stage.density else {}
-    votes = {**numbers, **stage.numbers}.get('vote_share', 0.0) > 0
+    votes = stage.numbers.get('vote_share', 0.0) > 0
     return stage.switches['energy_nms'] or votes
 
 

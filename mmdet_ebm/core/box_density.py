@@ -198,9 +198,7 @@ class BoxDensity(nn.Module):
             support: (K, 2) count and mass of each cluster; without it the
                 class scores are all there is.
         """
-        if support is None or not self.weighs_clusters:
-            return scores
-        return object_probs(scores, support, **self._object_weights())
+        return object_probs(scores, support, self._object_weights())
 
     def _object_weights(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in CLASS_SCORE_ALONE}

@@ -9,6 +9,8 @@ detection itself included) and m its mass,
           + b \log(1 + n) + c \log(1 + m) + d .
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -37,23 +39,24 @@ def object_features(scores: Tensor, support: Tensor) -> Tensor:
 
 
 def object_probs(
-    scores: Tensor,
-    support: Tensor,
-    object_score: float,
-    object_count: float,
-    object_mass: float,
-    object_bias: float,
+    scores: Tensor, support: Tensor | None, weights: Mapping[str, float]
 ) -> Tensor:
     """P (K,) of detections.
 
     Args:
         scores: (K,) class scores.
-        support: (K, 2) count and mass of each cluster.
-        object_score: a.
-        object_count: b.
-        object_mass: c.
-        object_bias: d.
+        support: (K, 2) count and mass of each cluster. Without it the class
+            scores are all there is, and P is the class score.
+        weights: a, b, c and d, named as in ``CLASS_SCORE_ALONE``; with these
+            P is the class score too, to the bit.
     """
+    if support is None or weights == CLASS_SCORE_ALONE:
+        return scores
     score, count, mass, _ = object_features(scores, support).unbind(1)
-    odds = object_score * score + object_count * count + object_mass * mass
-    return (odds + object_bias).sigmoid().to(scores)
+    odds = (
+        weights['object_score'] * score
+        + weights['object_count'] * count
+        + weights['object_mass'] * mass
+        + weights['object_bias']
+    )
+    return odds.sigmoid().to(scores)

@@ -377,9 +377,9 @@ def _refined(
         boxes, scores = instances.initial_bboxes, instances.scores
     else:
         boxes = instances.bboxes
-        probs = instances.scores
-        if weights != CLASS_SCORE_ALONE:
-            probs = object_probs(probs, instances.cluster_support, **weights)
+        probs = object_probs(
+            instances.scores, instances.get('cluster_support'), weights
+        )
         scores = probs * instances.quality**power
     return InstanceData(bboxes=boxes, scores=scores, labels=instances.labels)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..core import BoxDensity
 from ..models import EnergyDetector
 
 
@@ -16,34 +15,30 @@ class Stage:
 
     Attributes:
         switches: Of the model's ``Refinement``.
-        density: In place of the fitted one.
+        numbers: Changes to the numbers of the density.
         ascent: Changes to the ascent.
         dtype: Precision of the head.
-        numbers: Changes to the numbers of the density.
     """
 
     switches: Mapping[str, bool]
-    density: BoxDensity | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
     ascent: Mapping[str, object] = field(default_factory=dict)
     dtype: torch.dtype | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
 def used(model: EnergyDetector, stage: Stage) -> Iterator[None]:
     """The model works like this inside."""
     energy_model = model.energy_model
-    names = ('ascent', 'density', 'inference_dtype')
+    density = energy_model.density
+    names = ('ascent', 'inference_dtype')
     usual = {name: getattr(energy_model, name) for name in names}
-    refinement = model.refinement
-    density = stage.density or energy_model.density
-    numbers = density.numbers()
+    refinement, numbers = model.refinement, density.numbers()
     try:
         model.refinement = replace(refinement, **stage.switches)
         energy_model.ascent = replace(energy_model.ascent, **stage.ascent)
-        energy_model.density = density
-        density.set_numbers(**stage.numbers)
         energy_model.inference_dtype = stage.dtype
+        density.set_numbers(**stage.numbers)
         yield
     finally:
         model.refinement = refinement

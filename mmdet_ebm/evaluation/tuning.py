@@ -47,7 +47,7 @@ class Trial:
 
     def stage(self) -> Stage:
         """How a model is used in it."""
-        return Stage(self.refinement, numbers=self.density, ascent=self.ascent)
+        return Stage(self.refinement, self.density, self.ascent)
 
     def joined(self, other: 'Trial') -> 'Trial':
         """Both changes."""

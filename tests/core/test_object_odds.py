@@ -17,6 +17,7 @@ SUPPORT = torch.tensor([[1.0, 0.2], [12.0, 6.0], [0.0, 0.0]]).double()
 WEIGHTS = dict(
     object_score=0.8, object_count=0.5, object_mass=-0.3, object_bias=-1.0
 )
+NEARLY_ALONE = dict(CLASS_SCORE_ALONE, object_bias=1e-12)
 
 
 def test_log_odds_are_a_weighted_sum():
@@ -29,12 +30,16 @@ def test_log_odds_are_a_weighted_sum():
             - 1
         )
         expected.append(1 / (1 + math.exp(-odds)))
-    found = object_probs(SCORES, SUPPORT, **WEIGHTS)
+    found = object_probs(SCORES, SUPPORT, WEIGHTS)
     torch.testing.assert_close(found, torch.tensor(expected).double())
 
 
-def test_class_score_alone_gives_the_class_scores():
-    found = object_probs(SCORES, SUPPORT, **CLASS_SCORE_ALONE)
+def test_p_is_the_class_score_without_weights_or_clusters():
+    assert object_probs(SCORES, SUPPORT, CLASS_SCORE_ALONE) is SCORES
+    assert object_probs(SCORES, None, WEIGHTS) is SCORES
+    # The formula says the same.
+    found = object_probs(SCORES, SUPPORT, NEARLY_ALONE)
+    assert found is not SCORES
     torch.testing.assert_close(found, SCORES)
 
 
@@ -56,10 +61,8 @@ def test_a_density_with_weights_asks_clusters():
     assert density.weighs_clusters
     torch.testing.assert_close(
         density.object_probs(SCORES, SUPPORT),
-        object_probs(SCORES, SUPPORT, **WEIGHTS),
+        object_probs(SCORES, SUPPORT, WEIGHTS),
     )
-    # A detector that shows no candidates.
-    assert density.object_probs(SCORES, None) is SCORES
 
 
 @pytest.mark.parametrize('wrong', [math.inf, math.nan, -1e300])
@@ -72,11 +75,11 @@ def test_half_precision_is_good_enough_for_scores_near_1():
     scores = torch.tensor([0.9995, 1.0]).half()
     features = object_features(scores, SUPPORT[:2].half())
     assert features.dtype == torch.float32 and features.isfinite().all()
-    found = object_probs(scores, SUPPORT[:2].half(), **CLASS_SCORE_ALONE)
+    found = object_probs(scores, SUPPORT[:2].half(), NEARLY_ALONE)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found, scores)
 
 
 def test_probabilities_work_on_the_meta_device():
-    found = object_probs(SCORES.to('meta'), SUPPORT.to('meta'), **WEIGHTS)
+    found = object_probs(SCORES.to('meta'), SUPPORT.to('meta'), WEIGHTS)
     assert found.shape == (3,) and found.device.type == 'meta'

@@ -26,7 +26,7 @@ def drawn(number):
     counts = 20 * torch.rand(number, generator=generator)
     share = torch.rand(number, generator=generator)
     support = torch.stack([counts, counts * share], 1)
-    probs = object_probs(scores, support, **TRUE)
+    probs = object_probs(scores, support, TRUE)
     right = torch.rand(number, generator=generator) < probs
     return scores, support, right
 
