@@ -8,6 +8,7 @@ The fitted numbers go into the new checkpoint and are printed.
 """
 
 import argparse
+from pathlib import Path
 
 import mmdet_ebm.process_settings  # noqa: F401
 
@@ -57,8 +58,15 @@ def main() -> None:
                 'the numbers of the density are in the config '
                 '(model.energy_model.density); leave it out to fit them'
             )
+        dataloader = cfg.get(f'{args.split}_dataloader')
+        if dataloader is None:
+            raise ValueError(
+                f'the config has no {args.split}_dataloader, so there are no '
+                'images to fit on. Name the other split (--split), or add one'
+            )
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         with data_checks.naming_bad_annotations(cfg):
-            loader = Runner.build_dataloader(cfg[f'{args.split}_dataloader'])
+            loader = Runner.build_dataloader(dataloader)
         print(fit_model(model, PassProgress(loader, 'fit')))
         checkpoint = checks.load_checkpoint_file(args.checkpoint)
         checkpoint['state_dict'] = {

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from mmdet_ebm.apis import build_model, checks, data_checks
 from mmdet_ebm.apis.results_folder import write_file
+from mmdet_ebm.core import FixedBoxDensity
 from mmdet_ebm.engine import screen
 from mmdet_ebm.engine.config_options import add_model_arguments
 from mmdet_ebm.engine.progress_hook import PassProgress
@@ -120,8 +121,8 @@ class Tuning:
         self.number = min(args.num_images, len(loader.dataset))
         self.loader = loader
         density = self.model.energy_model.density
-        self.fitted_here = not density.fitted and math.isfinite(
-            density.side_std
+        self.fitted_here = not (
+            density.fitted or isinstance(density, FixedBoxDensity)
         )
         if self.fitted_here:
             print('the density was never fitted; fitting it first')

@@ -170,6 +170,11 @@ class BoxDensity(nn.Module):
                 f'{_LARGEST_WEIGHT:g}, got {self.numbers()}'
             )
 
+    def forget(self) -> None:
+        """Take the cautious numbers of a density that was never fitted."""
+        self.set_numbers(**{**BoxDensity().numbers(), **CAUTIOUS})
+        self.fitted = False
+
     def numbers(self) -> dict[str, float]:
         """All of them, by name."""
         return {name: getattr(self, name) for name in self.NAMES}
@@ -311,6 +316,8 @@ def log_size(corners: Tensor) -> Tensor:
 
 def log_odds(scores: Tensor) -> Tensor:
     """log of q / (1 - q) of class scores, which may be 0 or 1."""
+    # bfloat16 knows no number between 1 - eps and 1.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return scores.logit(1e-3)
 
 

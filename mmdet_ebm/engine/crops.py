@@ -48,7 +48,7 @@ def remove_crops(cfg: Config) -> list[str]:
             for split in ('val', 'test')
             for owner in _owners(cfg.get(f'{split}_dataloader'))
             for step in owner['pipeline']
-            if step['type'] == 'Resize'
+            if type_of(step) == 'Resize'
         ),
         None,
     )
@@ -61,6 +61,14 @@ def remove_crops(cfg: Config) -> list[str]:
                 hook['switch_pipeline'], like_test, removed
             )
     return list(dict.fromkeys(removed))
+
+
+def type_of(step: dict) -> str:
+    """The name of a step's class, which may come with a scope or as itself."""
+    kind = step['type']
+    if isinstance(kind, type):
+        return kind.__name__
+    return kind.rsplit('.', 1)[-1]
 
 
 def _owners(config) -> Iterator[dict]:
@@ -79,18 +87,20 @@ def _clean(
     """Steps without crops; the types of these are added to ``removed``."""
     kept: list[dict] = []
     for step in map(copy.deepcopy, steps):
-        if step['type'] in CROPS:
-            removed.append(step['type'])
+        if type_of(step) in CROPS:
+            removed.append(type_of(step))
             if like_test is not None:
                 kept = [
-                    copy.deepcopy(like_test) if k['type'] in _RESIZES else k
+                    copy.deepcopy(like_test) if type_of(k) in _RESIZES else k
                     for k in kept
                 ]
             continue
-        if step['type'] == 'RandomChoice':
+        inner = step.get('transforms')
+        if type_of(step) == 'RandomChoice':
             _clean_choice(step, like_test, removed)
-        elif isinstance(step.get('transforms'), list):
-            step['transforms'] = _clean(step['transforms'], like_test, removed)
+        elif isinstance(inner, (list, tuple, dict)):
+            inner = [inner] if isinstance(inner, dict) else inner
+            step['transforms'] = _clean(inner, like_test, removed)
             if not step['transforms']:
                 continue
         kept.append(step)

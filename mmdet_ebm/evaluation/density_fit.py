@@ -97,7 +97,8 @@ def match_densities(
             original-image pixels. Reading ends after ``MAX_MATCHES`` matches.
 
     Raises:
-        ValueError: If no detection matches an annotation.
+        ValueError: If no detection matches an annotation, or f is not finite
+            around one.
     """
     offsets = side_noise(_SAMPLES)
     columns: list[list[Tensor]] = [[] for _ in range(6)]
@@ -121,6 +122,11 @@ def match_densities(
             'images of the split annotated?'
         )
     truth, at_truth, f, voted, log_odds, log_size = map(torch.cat, columns)
+    if not (at_truth.isfinite().all() and f.isfinite().all()):
+        raise ValueError(
+            'the energy model gives log-densities that are NaN or infinite '
+            'on the held-out images; has its training diverged?'
+        )
     return MatchedDensities(
         truth, at_truth, offsets.double(), f, voted, log_odds, log_size
     )
@@ -199,9 +205,9 @@ def detect_with_clusters(
     )
     if source.can_be_ordered:
         number = model.refinement.nms_pre
-        found = [best_candidates(each, number) for each in found]
+        candidates = [best_candidates(each, number) for each in found]
         detections = [after_nms(each, source.test_cfg) for each in found]
-        found = with_clusters(detections, found, source.test_cfg, 1.0)
+        found = with_clusters(detections, candidates, source.test_cfg, 1.0)
     return found, pyramid, samples
 
 
@@ -235,6 +241,9 @@ def match_batch(
     Returns:
         For each image the rows of matched detections, and their annotations
         (n, 4) in network-input pixels.
+
+    Raises:
+        ValueError: If the samples have no annotations.
     """
     pairs = []
     for found, sample in zip(instances, samples):
@@ -243,6 +252,12 @@ def match_batch(
             sample.metainfo.get('scale_factor', (1.0, 1.0))
         ).repeat(2)
         truth = sample.gt_instances.to(boxes.device)
+        if 'bboxes' not in truth:
+            raise ValueError(
+                'images to fit on need their annotations, and the pipeline of '
+                "their split loads none: add dict(type='LoadAnnotations', "
+                'with_bbox=True) to it, after Resize'
+            )
         wanted = get_box_tensor(truth.bboxes) * scale
         overlaps = bbox_overlaps(boxes, wanted) * (
             found.labels[:, None] == truth.labels

@@ -96,9 +96,12 @@ class Placed:
     object_weights: Mapping[str, float]
 
     def gain(self, setting: int) -> tuple[float, float]:
-        """Mean gain of quality over the plain detector, and its error."""
+        """Mean gain of quality over the plain detector, and its error, which
+        is infinite with a single image."""
         gains = np.array(self.settings[setting].gains)
-        error = gains.std() * math.sqrt(len(gains))
+        error = math.inf
+        if len(gains) > 1:
+            error = gains.std(ddof=1) * math.sqrt(len(gains))
         return gains.sum() / self.weight, error / self.weight
 
     def deviations(self, setting: int) -> dict[str, float]:
@@ -148,6 +151,9 @@ def place(
         batches: Of a test pipeline's loader; annotations are in
             original-image pixels. Reading ends after 4,000 matches.
         settings: Numbers of the density, by name.
+
+    Raises:
+        ValueError: If no detection of a score above 0 matches an annotation.
     """
     placed = [PlacedBoxes() for _ in settings]
     images: list[dict] = []
@@ -181,6 +187,11 @@ def place(
                 ]
             if matches >= _MAX_MATCHES:
                 break
+    if weight == 0:
+        raise ValueError(
+            'no detection with a class score above 0 matches an annotation, '
+            'so there is nothing to fit; is the detector trained?'
+        )
     labels = [each.labels for each in placed[0].results] if placed else []
     return Placed(
         placed,
@@ -246,7 +257,8 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
         A line for the log.
 
     Raises:
-        ValueError: If no detection matches an annotation.
+        ValueError: If there is nothing to fit: no detection matches an
+            annotation, or what was found is not finite.
     """
     density = model.energy_model.density
     matched = match_densities(model, batches)
@@ -286,6 +298,23 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
         f'f tells {gains[best]:.2f} nats of an annotation more than the '
         f'detector does. Placed boxes gain {100 * gain:.2f} +- '
         f'{100 * error:.2f} points of quality. {text}'
+        + _if_run_otherwise(model)
+    )
+
+
+def _if_run_otherwise(model: EnergyDetector) -> str:
+    """What the figures of the fit leave out, if anything."""
+    wanted = dict(energy_nms=False, ascent=True, rank=True)
+    other = [
+        f'{name}={not value}'
+        for name, value in wanted.items()
+        if getattr(model.refinement, name) != value
+    ]
+    if not other:
+        return ''
+    return (
+        f' These figures are not of model.refinement with {", ".join(other)}, '
+        'as the config has it: measure that with tools/test.py.'
     )
 
 

@@ -17,7 +17,7 @@ class Stage:
         switches: Of the model's ``Refinement``.
         numbers: Changes to the numbers of the density.
         ascent: Changes to the ascent.
-        dtype: Precision of the head.
+        dtype: Precision of the head; None for the model's own.
     """
 
     switches: Mapping[str, bool]
@@ -37,7 +37,8 @@ def used(model: EnergyDetector, stage: Stage) -> Iterator[None]:
     try:
         model.refinement = replace(refinement, **stage.switches)
         energy_model.ascent = replace(energy_model.ascent, **stage.ascent)
-        energy_model.inference_dtype = stage.dtype
+        if stage.dtype is not None:
+            energy_model.inference_dtype = stage.dtype
         density.set_numbers(**stage.numbers)
         yield
     finally:

@@ -78,6 +78,27 @@ def test_scores_of_zero_and_one_and_empty_boxes_give_a_finite_prior():
     assert prior.std.isfinite().all() and (prior.std > 0).all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_scores_near_1_give_a_finite_prior(dtype):
+    scores = torch.tensor([0.9995, 1.0]).to(dtype)
+    corners = torch.tensor([[0.0, 0, 64, 64]]).expand(2, 4)
+    for slope in (0.0, -0.3):
+        prior = BoxDensity(side_std=0.1, score_slope=slope).prior(
+            corners, scores
+        )
+        expected = 0.1 * 999**slope
+        torch.testing.assert_close(
+            prior.std, torch.tensor([expected] * 2), rtol=0.01, atol=0
+        )
+
+
+def test_a_forgotten_fit_leaves_what_a_new_model_has():
+    density = BoxDensity(temperature=7.0, vote_share=1.0, fitted=True)
+    density.forget()
+    new = BoxDensity(**CAUTIOUS)
+    assert torch.equal(density.get_extra_state(), new.get_extra_state())
+
+
 def test_first_steps_are_those_of_f_without_a_prior_and_shorter_with_one():
     usual = (80e-5, 32e-4)
     none = BoxDensity().step_length(usual, torch.tensor([math.inf]))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.transforms import RandomCrop
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -138,6 +139,21 @@ def test_nested_steps_are_found():
     assert cfg.train_dataloader.dataset.pipeline == [
         dict(type='RandomApply', transforms=[FLIP], prob=0.3)
     ]
+
+
+@pytest.mark.parametrize(
+    'crop',
+    [
+        dict(type='mmdet.RandomCrop'),
+        dict(type=RandomCrop),
+        dict(type='RandomApply', transforms=dict(type='RandomCrop')),
+    ],
+)
+def test_other_ways_to_name_a_crop_are_found(crop):
+    cfg = config([dict(type='mmdet.Resize', scale=(99, 99)), crop, FLIP])
+    assert remove_crops(cfg) == ['RandomCrop']
+    kept = cfg.train_dataloader.dataset.pipeline
+    assert kept[-1] == FLIP and 'RandomCrop' not in str(kept)
 
 
 def test_choices_that_crop_leave_their_share_to_the_others():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -244,6 +245,48 @@ def test_ap_of_placed_boxes_is_that_of_the_model_itself(model, data):
 def test_the_largest_exponent_that_is_as_good_is_taken():
     ap = dict(zip(POWERS, (0.4, 0.4206, 0.4203, 0.41)))
     assert largest_good_power(ap) == 0.5
+
+
+def test_one_image_tells_nothing_for_sure(model, data):
+    (batch,) = data
+    placed = place(model, [{k: v[:1] for k, v in batch.items()}], [MOVES])
+    assert len(placed.settings[0].gains) == 1
+    assert math.isinf(placed.gain(0)[1])
+
+
+def test_the_text_says_if_the_model_is_used_otherwise(model, data):
+    assert 'model.refinement' not in fit_model(model, data)
+    model.refinement = replace(model.refinement, energy_nms=True, rank=False)
+    text = fit_model(model, data)
+    assert 'not of model.refinement with energy_nms=True, rank=False' in text
+
+
+def test_matches_of_score_0_are_refused(model, data, monkeypatch):
+    def worthless(*arguments):
+        found, *others = detect_with_clusters(*arguments)
+        for each in found:
+            each.scores = torch.zeros_like(each.scores)
+        return found, *others
+
+    monkeypatch.setattr(placed_quality, 'detect_with_clusters', worthless)
+    with pytest.raises(ValueError, match='class score above 0'):
+        place(model, data, [STAY])
+
+
+def test_an_f_that_is_not_finite_is_refused(model, data):
+    with torch.no_grad():
+        model.energy_model.head.fc_logdensity.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match='has its training diverged'):
+        fit_model(model, data)
+    assert not model.energy_model.density.fitted
+
+
+def test_images_without_annotations_are_refused(model, data):
+    (batch,) = data
+    for sample in batch['data_samples']:
+        del sample.gt_instances.bboxes
+    with pytest.raises(ValueError, match='LoadAnnotations'):
+        fit_model(model, data)
 
 
 def test_images_without_a_match_are_refused(model, data):

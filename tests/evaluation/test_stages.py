@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from mmdet_ebm.evaluation.stages import Stage, used
 
@@ -16,7 +17,9 @@ def test_changed_numbers_hold_inside_and_not_after():
     stage = Stage(
         dict(rank=False), dict(temperature=math.inf), dict(num_steps=7)
     )
+    model.energy_model.inference_dtype = torch.bfloat16
     with pytest.raises(RuntimeError), used(model, stage):
+        assert model.energy_model.inference_dtype == torch.bfloat16
         assert not model.refinement.rank
         assert math.isinf(density.temperature)
         assert model.energy_model.ascent.num_steps == 7

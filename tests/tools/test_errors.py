@@ -262,3 +262,21 @@ def test_resuming_what_is_no_training(files, monkeypatch, tmp_path, option):
             option,
             *values,
         )
+
+
+def test_fitting_on_a_split_that_is_not_there(files, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match='no val_dataloader.*other split'):
+        run_tool(
+            monkeypatch,
+            'fit_density',
+            files['energy'],
+            files['checkpoint'],
+            '--out',
+            tmp_path / 'new/fitted.pth',
+            '--cfg-options',
+            'val_dataloader=None',
+            'val_evaluator=None',
+            'val_cfg=None',
+            'model.energy_model.density=fitted',
+        )
+    assert not (tmp_path / 'new').exists()

@@ -428,6 +428,50 @@ def test_tuning_tells_the_worth_of_choices_and_writes_a_config(
     )
 
 
+def test_tuning_starts_from_the_numbers_of_the_config(
+    trained, monkeypatch, tmp_path, capsys
+):
+    cfg = Config.fromfile(trained['energy'])
+    cfg.model.energy_model.density = dict(temperature=1.5, side_std=0.03)
+    cfg.dump(tmp_path / 'numbers.py')
+    out = tmp_path / 'tuned.py'
+    run_tool(
+        monkeypatch,
+        'tune',
+        tmp_path / 'numbers.py',
+        trained['checkpoint'],
+        '--out',
+        out,
+        '--resamples',
+        '5',
+    )
+    assert 'never fitted' not in capsys.readouterr().out
+    report = json.loads(out.with_suffix('.json').read_text())
+    assert 'temperature x 2' in report['trials']
+    numbers = Config.fromfile(out).model.energy_model.density
+    assert numbers['side_std'] in (0.015, 0.03, 0.06)
+
+
+def test_a_fit_goes_into_a_new_checkpoint(trained, monkeypatch, tmp_path):
+    out = tmp_path / 'new/folder/fitted.pth'
+    run_tool(
+        monkeypatch,
+        'fit_density',
+        trained['energy'],
+        trained['checkpoint'],
+        '--out',
+        out,
+        '--cfg-options',
+        'model.energy_model.density=fitted',
+    )
+    before, after = state(trained['checkpoint']), state(out)
+    numbers = 'energy_model.density._extra_state'
+    assert after.pop(numbers)[-1] == 1
+    before.pop(numbers, None)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
 def test_interrupted_tuning_goes_on_where_it_was(
     trained, monkeypatch, tmp_path
 ):

@@ -310,7 +310,7 @@ class EnergyDetector(BaseDetector):
             return self.detector.predict(
                 batch_inputs, batch_data_samples, rescale
             )
-        self._say_if_not_fitted()
+        self._say_what_is_missing()
         found = self.detect(batch_inputs, batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.box_source.add_masks(
@@ -325,11 +325,13 @@ class EnergyDetector(BaseDetector):
             sample.set_field(instances, 'plain_instances', dtype=InstanceData)
         return samples
 
-    def _say_if_not_fitted(self) -> None:
-        density = self.energy_model.density
-        if density.fitted or isinstance(density, FixedBoxDensity):
+    def _say_what_is_missing(self) -> None:
+        """Say once what keeps refinement from its best."""
+        if self._said:
             return
-        if not self._said:
+        density = self.energy_model.density
+        if not (density.fitted or isinstance(density, FixedBoxDensity)):
+            self._said = True
             print_log(
                 'The density of this energy model was never fitted: boxes '
                 'move cautiously. tools/fit_density.py fits it on held-out '
@@ -338,7 +340,18 @@ class EnergyDetector(BaseDetector):
                 'current',
                 logging.WARNING,
             )
-        self._said = True
+        asks = self.refinement.asks_clusters(density)
+        if asks and not self.box_source.can_be_ordered:
+            self._said = True
+            print_log(
+                'The density asks the clusters that NMS throws away, and '
+                f'{type(self.detector).__name__} shows none: it has no '
+                "class-wise NMS with nms=dict(type='nms', iou_threshold=...). "
+                'Fit the density again with the NMS that you use '
+                '(tools/fit_density.py).',
+                'current',
+                logging.WARNING,
+            )
 
     def detect(
         self, batch_inputs: Tensor, batch_data_samples: SampleList

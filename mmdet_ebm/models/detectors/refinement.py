@@ -49,10 +49,11 @@ class Refinement:
             scores near zero and decide nothing.
         rank: Give detections the probability of an object, by class score
             and cluster, times the expected quality of the box to a power, as
-            far as these were fitted.
+            far as these were fitted. It runs beside another stage only.
         nms_pre: Candidates (box and class above the score threshold) of an
-            image that enter NMS at most, by class score; -1 for all. It
-            bounds time and memory where a detector is unsure of everything.
+            image that enter the energy NMS and the clusters at most, by class
+            score; -1 for all. It bounds time and memory where a detector is
+            unsure of everything.
         uncertainty: Tell how sure the final boxes are: standard deviations of
             their sides and normalised log-densities.
         keep_plain: Also give what the detector finds by itself, as
@@ -119,17 +120,13 @@ def refine_detections(
     candidates, plain = detections, None
     if test_cfg is not None:
         candidates = [best_candidates(c, stages.nms_pre) for c in detections]
-        if stages.energy_nms:
-            detections = order_by_energy(
-                energy_model, pyramid, candidates, test_cfg
-            )
-        else:
-            detections = [after_nms(c, test_cfg) for c in candidates]
+        if stages.keep_plain or not stages.energy_nms:
+            detections = [after_nms(c, test_cfg) for c in detections]
     if stages.keep_plain:
-        plain = (
-            [after_nms(c, test_cfg) for c in candidates]
-            if stages.energy_nms
-            else [_copied(d) for d in detections]
+        plain = [_copied(d) for d in detections]
+    if test_cfg is not None and stages.energy_nms:
+        detections = order_by_energy(
+            energy_model, pyramid, candidates, test_cfg
         )
     density = energy_model.density
     if stages.asks_clusters(density) and test_cfg is not None:

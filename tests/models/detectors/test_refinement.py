@@ -349,6 +349,29 @@ def test_plain_detections_went_through_the_ordinary_nms(model, pyramid):
     assert len(plain[0]) == 2  # whose NMS the detector has done
 
 
+def test_a_bound_on_the_candidates_leaves_the_detections(model, pyramid):
+    """It is on those of clusters, and of the NMS by log-density."""
+    found = InstanceData(
+        bboxes=torch.tensor(
+            [[0.0, 0, 40, 40], [2, 0, 42, 40], [60, 0, 80, 9]]
+        ),
+        labels=torch.tensor([1, 1, 1]),
+        scores=torch.tensor([0.6, 0.3, 0.2]),
+    )
+    model.density = FixedBoxDensity(vote_share=1)
+    results, plain = refine_detections(
+        model,
+        stages(nms_pre=1, keep_plain=True),
+        pyramid,
+        [found, found[:0]],
+        TEST_CFG,
+    )
+    for each in (results[0], plain[0]):
+        assert each.scores.tolist() == found.scores[[0, 2]].tolist()
+    # The one candidate is the first box itself.
+    assert torch.equal(results[0].prior_bboxes, found.bboxes[[0, 2]])
+
+
 def test_votes_are_means_of_the_boxes_that_nms_throws_away(model, pyramid):
     """Weighted by score and overlap; of the same class only."""
     found = InstanceData(
