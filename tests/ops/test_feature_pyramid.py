@@ -100,7 +100,8 @@ def test_channels_last_maps_have_gradients_twice():
         return pyramid.pool(boxes, **PYRAMID)
 
     assert gradcheck(pool, arguments)
-    assert gradgradcheck(pool, arguments)
+    # All entries at once, along random directions: quick.
+    assert gradgradcheck(pool, arguments, fast_mode=True)
 
 
 STRIDES = (4, 8, 16, 32)
