@@ -4,6 +4,9 @@ Training does this by itself, on the val split or on images that it keeps
 aside. This tool does it for a checkpoint without it, or again on other images.
 The fitted numbers go into the new checkpoint and are printed.
 
+A checkpoint of the plain detector will do as well: then no energy model is
+asked, and boxes and scores follow the boxes that NMS throws away.
+
   python tools/fit_density.py CONFIG CHECKPOINT --out fitted.pth
 """
 
@@ -50,7 +53,14 @@ def main() -> None:
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
-        model = build_model(cfg, args.checkpoint, args.device)
+        checkpoint = checks.load_checkpoint_file(args.checkpoint)
+        has_f = checks.holds_energy_model(checkpoint)
+        model = build_model(
+            cfg,
+            args.checkpoint,
+            args.device,
+            energy='required' if has_f else 'optional',
+        )
         checks.require_energy_model(model)
         density = model.energy_model.density
         if isinstance(density, FixedBoxDensity):
@@ -67,11 +77,17 @@ def main() -> None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         with data_checks.naming_bad_annotations(cfg):
             loader = Runner.build_dataloader(dataloader)
-        print(fit_model(model, PassProgress(loader, 'fit')))
-        checkpoint = checks.load_checkpoint_file(args.checkpoint)
-        checkpoint['state_dict'] = {
-            key: value.cpu() for key, value in model.state_dict().items()
-        }
+        if not has_f:
+            print('there are no weights of an energy model: f is not asked')
+        print(fit_model(model, PassProgress(loader, 'fit'), has_f))
+        state = {key: value.cpu() for key, value in model.state_dict().items()}
+        if has_f:
+            checkpoint['state_dict'] = state
+        else:  # of another model than the plain detector's
+            checkpoint = dict(
+                meta=dict(dataset_meta=checks.dataset_meta(checkpoint)),
+                state_dict=checks.without_energy_weights(state),
+            )
         with atomic_save(args.out, overwrite_part=True) as file:
             torch.save(checkpoint, file)
     print(f'wrote {args.out}')

@@ -156,7 +156,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         checks.require_registered(cfg)
         data_checks.require_files(cfg, ['test'])
         runner = screen.build_runner(cfg, verbose)
-        checks.require_weights(runner.model, cfg.load_from)
+        checks.require_weights(runner.model, cfg.load_from, 'if asked')
         with data_checks.naming_bad_annotations(cfg):
             data_checks.require_classes_of_data(runner, 'test')
     return runner

@@ -163,9 +163,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
             aside = keep_images_aside(cfg)
         runner = screen.build_runner(cfg, verbose)
         if cfg.get('load_from') and trains_energy_alone(cfg):
-            checks.require_weights(
-                runner.model, cfg.load_from, detector_only=True
-            )
+            checks.require_weights(runner.model, cfg.load_from, 'optional')
         with data_checks.naming_bad_annotations(cfg):
             data_checks.require_classes_of_data(runner, 'train')
             if cfg.get('val_cfg'):

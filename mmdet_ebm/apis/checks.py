@@ -6,9 +6,10 @@ correct it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from ..checkpoint_files import load_checkpoint_file
 from ..models import EnergyDetector, EnergyModel
 from ..models.detectors.checkpoint_keys import ENERGY_MODEL, rename_old_keys
+
+EnergyWeights = Literal['required', 'if asked', 'optional']
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def require_energy_model(model: nn.Module) -> None:
 def require_weights(
     model: nn.Module,
     checkpoint: str | Path,
-    detector_only: bool = False,
+    energy: EnergyWeights = 'required',
     loaded: dict | None = None,
 ) -> None:
     """Load the weights, all that a model needs and in its shapes.
@@ -90,31 +93,33 @@ def require_weights(
     Args:
         model: Built from the config; may be wrapped.
         checkpoint: To be loaded.
-        detector_only: The energy model's own weights need not be there.
+        energy: Whether the energy model's own weights must be there:
+            'required' where refinement is on, 'if asked' where its density
+            asks f, 'optional' where they are about to be trained.
         loaded: What the checkpoint holds, if it has been read already.
     """
     loaded = load_checkpoint_file(checkpoint) if loaded is None else loaded
     model = unwrapped(model)
-    state = {
-        re.sub('^(module[.])+', '', key): value
-        for key, value in loaded.get('state_dict', loaded).items()
-        if isinstance(value, Tensor) or key.endswith('_extra_state')
-    }
+    state = _state_of(loaded)
     if isinstance(model, EnergyDetector):
         rename_old_keys(state)
     switches = _stages_that_are_on(model)
-    needs_energy = bool(switches) and not detector_only
-    if needs_energy and not any(key.startswith(ENERGY_MODEL) for key in state):
+    needs_energy = bool(switches) and energy != 'optional'
+    complaints = _load(model, state)
+    if needs_energy and energy == 'if asked':
+        needs_energy = model.refinement.asks_f(model.energy_model.density)
+    if needs_energy and not _energy_weights(state):
         raise ValueError(
             f'{checkpoint} holds no weights of an energy model (no key with '
-            f'"{ENERGY_MODEL}"). Train one with this config, use the plain '
-            "detector's config, or switch all stages of its refinement off "
+            f'"{ENERGY_MODEL}"). Train one with this config, refine without '
+            "one (tools/fit_density.py), use the plain detector's config, or "
+            'switch all stages of its refinement off '
             f'(--cfg-options {" ".join(f"{s}=False" for s in switches)})'
         )
     may_lack = isinstance(model, EnergyDetector) and not needs_energy
     complaints = [
         complaint
-        for complaint in _load(model, state)
+        for complaint in complaints
         if not (may_lack and complaint.startswith(ENERGY_MODEL))
     ]
     if not complaints:
@@ -128,6 +133,39 @@ def require_weights(
         + '). Name the config that it was '
         'trained with, or the checkpoint of this one'
     )
+
+
+def holds_energy_model(loaded: dict) -> bool:
+    """Whether a checkpoint has weights of an energy model.
+
+    The numbers of a density alone are none.
+    """
+    state = _state_of(loaded)
+    rename_old_keys(state)
+    return bool(_energy_weights(state))
+
+
+def without_energy_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an ``EnergyDetector`` that never asks f."""
+    left_out = set(_energy_weights(state))
+    return {key: value for key, value in state.items() if key not in left_out}
+
+
+def _state_of(loaded: dict) -> dict:
+    """The weights of a checkpoint, by name."""
+    return {
+        re.sub('^(module[.])+', '', key): value
+        for key, value in loaded.get('state_dict', loaded).items()
+        if isinstance(value, Tensor) or key.endswith('_extra_state')
+    }
+
+
+def _energy_weights(state: Iterable[str]) -> list[str]:
+    return [
+        key
+        for key in state
+        if key.startswith(ENERGY_MODEL) and not key.endswith('_extra_state')
+    ]
 
 
 def require_resumable(checkpoint: str | Path) -> None:

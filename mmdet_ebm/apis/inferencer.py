@@ -95,7 +95,12 @@ class EnergyDetInferencer:
                 'would detect nothing'
             )
         self.model = build_model(
-            model, weights, device, cfg_options, run_stored_config
+            model,
+            weights,
+            device,
+            cfg_options,
+            run_stored_config,
+            'if asked',
         )
         require_energy_model(self.model)
         self.classes = tuple(self.model.dataset_meta['classes'])

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checkpoint_files import load_checkpoint_file
 from .checks import (
+    EnergyWeights,
     dataset_meta,
     require_classes,
     require_registered,
@@ -40,6 +41,7 @@ def build_model(
     device: str | None = None,
     cfg_options: dict | None = None,
     run_stored_config: bool = False,
+    energy: EnergyWeights = 'required',
 ) -> nn.Module:
     """Build a detector with its weights, in eval mode.
 
@@ -52,6 +54,8 @@ def build_model(
         cfg_options: Changes to the config.
         run_stored_config: Run the text in the checkpoint as a config, which
             is Python code. Only for checkpoints whose maker you trust.
+        energy: Whether the checkpoint must hold weights of the energy model,
+            see ``checks.require_weights``.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -81,7 +85,7 @@ def build_model(
     with warnings.catch_warnings(record=True):
         # It says that there is no checkpoint; the weights come below.
         model = init_detector(config, device=device, cfg_options={})
-    require_weights(model, checkpoint, loaded=loaded)
+    require_weights(model, checkpoint, energy, loaded)
     meta = dataset_meta(loaded)
     if 'classes' in meta:
         where = str(checkpoint)

@@ -51,7 +51,8 @@ _MAX_MATCHES = 4000
 POWERS = (0.0, 0.25, 0.5, 1.0)
 # An f that is trusted this many times less than its likelihood says; not at
 # all in the first place.
-_CAUTION = (math.inf, 1.0, 2.0, 4.0)
+_NEVER = (math.inf,)
+_CAUTION = (*_NEVER, 1.0, 2.0, 4.0)
 # Deviations as the density tells them.
 AS_TOLD = dict(std_factor=1.0, std_power=1.0)
 # A difference of AP that says nothing.
@@ -238,7 +239,9 @@ def _placed(
     return placed, known.std
 
 
-def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
+def fit_model(
+    model: EnergyDetector, batches: Iterable[dict], ask_f: bool = True
+) -> str:
     """Fit a model's density and say what came out.
 
     The likelihood of the annotations gives the shape of the density, for
@@ -252,6 +255,8 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     Args:
         model: In eval mode; its density is changed in place.
         batches: Held-out images, read twice; see ``match_densities``.
+        ask_f: Whether f may have a say; without it the detector and its
+            clusters are all there is.
 
     Returns:
         A line for the log.
@@ -267,7 +272,7 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
     for vote_share in votes:
         shape = fit_shape(matched, vote_share)
         gain = shape.pop('gain')
-        for caution in _CAUTION:
+        for caution in _CAUTION if ask_f else _NEVER:
             temperature = caution * shape['temperature']
             settings.append(
                 dict(shape, temperature=temperature, vote_share=vote_share)
@@ -293,10 +298,15 @@ def fit_model(model: EnergyDetector, batches: Iterable[dict]) -> str:
         **placed.deviations(best),
     )
     density.fitted = True
+    known = 'f is not asked.'
+    if ask_f:
+        known = (
+            f'f tells {gains[best]:.2f} nats of an annotation more than the '
+            'detector does.'
+        )
     return (
         f'Density fitted on held-out images: {density.extra_repr()}. '
-        f'f tells {gains[best]:.2f} nats of an annotation more than the '
-        f'detector does. Placed boxes gain {100 * gain:.2f} +- '
+        f'{known} Placed boxes gain {100 * gain:.2f} +- '
         f'{100 * error:.2f} points of quality. {text}'
         + _if_run_otherwise(model)
     )

@@ -1,14 +1,19 @@
 """Which checkpoints fit which models."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from mmdet.models import DetTTAModel
 from mmengine.config import ConfigDict
 
 from mmdet_ebm.apis.checks import (
+    holds_energy_model,
     number_of_classes,
     require_resumable,
     require_weights,
+    without_energy_weights,
 )
 
 from ..small_models import bccd_cfg, build, energy_model_cfg
@@ -50,9 +55,37 @@ def test_plain_checkpoint_fits_every_way_to_add_an_energy_model(
         file = save(plain, tmp_path / 'plain.pth', prefix)
         require_weights(plain, file)
         for model in (build(energy_model_cfg()), wrapped(plain_cfg)):
-            require_weights(model, file, detector_only=True)
+            require_weights(model, file, energy='optional')
             with pytest.raises(ValueError, match='no weights of an energy'):
                 require_weights(model, file)
+
+
+def test_what_is_never_asked_may_lack(tmp_path):
+    cfg = energy_model_cfg()
+    cfg.energy_model.density = 'fitted'
+    model = build(cfg)
+    file = tmp_path / 'fitted.pth'
+    for temperature in (math.inf, 3.0):
+        model.energy_model.density.set_numbers(temperature=temperature)
+        state = without_energy_weights(model.state_dict())
+        assert not holds_energy_model(dict(state_dict=state))
+        torch.save(state, file)
+        new = build(cfg)
+        if math.isinf(temperature):
+            require_weights(new, file, energy='if asked')
+            assert math.isinf(new.energy_model.density.temperature)
+            with pytest.raises(ValueError, match='no weights of an energy'):
+                require_weights(new, file)
+            new.refinement = replace(new.refinement, energy_nms=True)
+        with pytest.raises(ValueError, match='no weights of an energy'):
+            require_weights(new, file, energy='if asked')
+
+
+def test_energy_models_are_found_under_all_their_names():
+    weight = torch.zeros(1)
+    for name in ('energy_model', 'module.energy_model', 'refiner'):
+        assert holds_energy_model({f'{name}.head.fc.weight': weight})
+    assert not holds_energy_model({'backbone.conv1.weight': weight})
 
 
 def test_advice_names_the_switches_of_the_model(plain_cfg, tmp_path):
@@ -76,7 +109,7 @@ def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
     state.pop('detector.backbone.conv1.weight')
     torch.save(state, file)
     with pytest.raises(ValueError, match='backbone.conv1.weight is not in'):
-        require_weights(model, file, detector_only=True)
+        require_weights(model, file, energy='optional')
     state = model.state_dict()
     state['energy_model.head.fc_logdensity.bias'] = torch.zeros(9)
     torch.save(state, file)
@@ -87,7 +120,7 @@ def test_weights_must_be_there_and_of_the_same_shape(plain_cfg, tmp_path):
     ):
         require_weights(model, file)
     # It is trained anew.
-    require_weights(model, file, detector_only=True)
+    require_weights(model, file, energy='optional')
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

@@ -247,6 +247,14 @@ def test_the_largest_exponent_that_is_as_good_is_taken():
     assert largest_good_power(ap) == 0.5
 
 
+def test_without_an_energy_model_clusters_are_all_there_is(model, data):
+    text = fit_model(model, data, ask_f=False)
+    density = model.energy_model.density
+    assert math.isinf(density.temperature) and density.fitted
+    assert math.isfinite(density.side_std)
+    assert 'f is not asked' in text and 'nats' not in text
+
+
 def test_one_image_tells_nothing_for_sure(model, data):
     (batch,) = data
     placed = place(model, [{k: v[:1] for k, v in batch.items()}], [MOVES])

@@ -1,6 +1,7 @@
 """The tools: train, test, resume, infer and compare, on small data."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -395,6 +396,37 @@ def test_bccd_trains_from_real_images(monkeypatch, tmp_path):
         f'load_from={tmp_path}/plain/epoch_1.pth',
     )
     assert (tmp_path / 'energy/epoch_1.pth').exists()
+
+
+def test_a_plain_detector_is_refined_without_an_energy_model(
+    trained, monkeypatch, tmp_path, capsys
+):
+    fitted = tmp_path / 'fitted.pth'
+    options = ['--cfg-options', 'model.energy_model.density=fitted']
+    run_tool(
+        monkeypatch,
+        'fit_density',
+        trained['energy'],
+        trained['plain_checkpoint'],
+        '--out',
+        fitted,
+        *options,
+    )
+    assert 'f is not asked' in capsys.readouterr().out
+    stored = state(fitted)
+    assert holds(stored, state(trained['plain_checkpoint']))
+    (numbers,) = (key for key in stored if key.startswith('energy_model.'))
+    assert math.isinf(stored[numbers][0]) and stored[numbers][-1] == 1
+    run_tool(
+        monkeypatch,
+        'test',
+        trained['energy'],
+        fitted,
+        '--work-dir',
+        tmp_path,
+        *options,
+    )
+    assert 'refined' in capsys.readouterr().out
 
 
 def test_tuning_tells_the_worth_of_choices_and_writes_a_config(

@@ -74,6 +74,10 @@ class Refinement:
         """Whether any stage runs."""
         return self.energy_nms or self.ascent or self.uncertainty
 
+    def asks_f(self, density: BoxDensity) -> bool:
+        """Whether the learned log-density has a say."""
+        return self.energy_nms or not math.isinf(density.temperature)
+
     def asks_clusters(self, density: BoxDensity) -> bool:
         """Whether the boxes that NMS throws away have a say."""
         return density.vote_share > 0 or (
@@ -411,8 +415,11 @@ def judge(
         pyramid: Of the batch's maps.
         detections: Placed boxes.
         number: Boxes of an image, by class score, for which f is asked; -1
-            for all of them. The prior alone judges the others.
+            for all of them. The prior alone judges the others, and all of
+            them where f has no say.
     """
+    if math.isinf(energy_model.density.temperature):
+        number = 0
     boxes = box_table(detections)
     prior = prior_of(energy_model.density, detections)
     starts = accumulate([0, *boxes.counts])

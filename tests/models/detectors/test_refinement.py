@@ -619,6 +619,22 @@ def test_without_candidates_the_class_score_is_all_there_is(
         assert torch.equal(after.scores, after.object_probs)
 
 
+def test_an_f_without_a_say_is_not_asked(model, pyramid, found):
+    """Not by any stage: its log-densities would be NaN."""
+    with torch.no_grad():
+        model.head.fc_logdensity.bias.fill_(math.nan)
+    model.density = FixedBoxDensity(
+        temperature=math.inf, side_std=0.04, vote_share=1, quality_power=1
+    )
+    results, _ = refine_detections(
+        model, Refinement(uncertainty=True), pyramid, found, TEST_CFG
+    )
+    for each in results:
+        assert each.qualities.isfinite().all() and len(each)
+        assert each.box_std.isfinite().all()
+        assert torch.equal(each.bboxes, each.prior_bboxes)
+
+
 def test_boxes_that_are_not_four_corners_are_refused(model, pyramid, found):
     for each in found:
         rotated = torch.cat([each.bboxes, each.scores[:, None]], 1)
