@@ -260,6 +260,10 @@ def delta(args: argparse.Namespace, tuning: Tuning, chosen: Trial) -> str:
         f'# Made by tune: {", ".join(what) or "nothing to change"}.',
         f'_base_ = [{base!r}]',
     ]
+    if args.cfg_options:
+        given = ' '.join(f'{k}={v}' for k, v in args.cfg_options.items())
+        lines.insert(1, f'# It was made with --cfg-options {given}')
+        lines.insert(2, '# They are not in this file: give them again.')
     model: dict[str, Any] = {}
     energy_model: dict[str, Any] = {}
     if chosen.density or tuning.fitted_here:

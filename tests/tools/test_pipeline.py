@@ -476,8 +476,12 @@ def test_tuning_starts_from_the_numbers_of_the_config(
         out,
         '--resamples',
         '5',
+        '--cfg-options',
+        'model.refinement.ascent_per_img=3',
     )
     assert 'never fitted' not in capsys.readouterr().out
+    # What was given on the command line is not in the config.
+    assert '--cfg-options model.refinement.ascent_per_img=3' in out.read_text()
     report = json.loads(out.with_suffix('.json').read_text())
     assert 'temperature x 2' in report['trials']
     numbers = Config.fromfile(out).model.energy_model.density
