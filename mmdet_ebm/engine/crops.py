@@ -63,9 +63,9 @@ def remove_crops(cfg: Config) -> list[str]:
     return list(dict.fromkeys(removed))
 
 
-def type_of(step: dict) -> str:
-    """The name of a step's class, which may come with a scope or as itself."""
-    kind = step['type']
+def type_of(config: dict) -> str:
+    """The name of a config's class, which may have a scope or be the class."""
+    kind = config['type']
     if isinstance(kind, type):
         return kind.__name__
     return kind.rsplit('.', 1)[-1]

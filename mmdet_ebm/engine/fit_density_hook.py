@@ -134,10 +134,6 @@ def _averaged_densities(runner: Runner) -> list[BoxDensity]:
     ]
 
 
-# A loop by epochs ends after its last epoch, whatever the number of the
-# iteration is: a resumed one may have other batches.
-
-
 def _is_over(runner: Runner) -> bool:
     """Whether nothing is left to train."""
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -146,7 +142,11 @@ def _is_over(runner: Runner) -> bool:
 
 
 def _is_last(runner: Runner, batch_idx: int) -> bool:
-    """Whether this was the last iteration."""
+    """Whether this was the last iteration.
+
+    A loop by epochs ends after its last epoch, whatever the number of the
+    iteration is: a resumed one may have other batches.
+    """
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         return runner.epoch + 1 == runner.max_epochs and batch_idx + 1 == len(
             runner.train_dataloader
