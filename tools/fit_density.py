@@ -60,6 +60,7 @@ def main() -> None:
             args.checkpoint,
             args.device,
             energy='required' if has_f else 'optional',
+            loaded=checkpoint,
         )
         checks.require_energy_model(model)
         density = model.energy_model.density

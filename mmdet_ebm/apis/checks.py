@@ -98,7 +98,8 @@ def require_weights(
             asks f, 'optional' where they are about to be trained.
         loaded: What the checkpoint holds, if it has been read already.
     """
-    loaded = load_checkpoint_file(checkpoint) if loaded is None else loaded
+    if loaded is None:
+        loaded = load_checkpoint_file(checkpoint)
     model = unwrapped(model)
     state = _state_of(loaded)
     if isinstance(model, EnergyDetector):

@@ -42,6 +42,7 @@ def build_model(
     cfg_options: dict | None = None,
     run_stored_config: bool = False,
     energy: EnergyWeights = 'required',
+    loaded: dict | None = None,
 ) -> nn.Module:
     """Build a detector with its weights, in eval mode.
 
@@ -56,13 +57,15 @@ def build_model(
             is Python code. Only for checkpoints whose maker you trust.
         energy: Whether the checkpoint must hold weights of the energy model,
             see ``checks.require_weights``.
+        loaded: What the checkpoint holds, if it has been read already.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If config and checkpoint do not go together. Without the
             weights of the energy model, random energies would harm boxes.
     """
-    loaded = load_checkpoint_file(checkpoint)
+    if loaded is None:
+        loaded = load_checkpoint_file(checkpoint)
     if config is None:
         text = loaded.get('meta', {}).get('cfg')
         if not isinstance(text, str):

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
+from .config_types import type_of
+
 # Steps that cut boxes, or put parts of several images together.
 CROPS = frozenset(
     {
@@ -61,14 +63,6 @@ def remove_crops(cfg: Config) -> list[str]:
                 hook['switch_pipeline'], like_test, removed
             )
     return list(dict.fromkeys(removed))
-
-
-def type_of(config: dict) -> str:
-    """The name of a config's class, which may have a scope or be the class."""
-    kind = config['type']
-    if isinstance(kind, type):
-        return kind.__name__
-    return kind.rsplit('.', 1)[-1]
 
 
 def _owners(config) -> Iterator[dict]:

@@ -7,11 +7,10 @@ from mmdet.registry import DATASETS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 
-from .crops import type_of
+from .config_types import custom_hooks, type_of
 
 # One image of ten, but no more than this number, and none of a few.
 _PART, _MOST, _FEWEST = 10, 300, 20
-_HOOK = 'FitDensityHook'
 
 
 def keep_images_aside(cfg: Config) -> str:
@@ -28,11 +27,7 @@ def keep_images_aside(cfg: Config) -> str:
     Returns:
         A line for the log, empty if nothing was to be done.
     """
-    hooks = [
-        hook
-        for hook in cfg.get('custom_hooks') or ()
-        if type_of(hook) == _HOOK
-    ]
+    hooks = custom_hooks(cfg, 'FitDensityHook')
     density = cfg.model.get('energy_model', {}).get('density', 'fitted')
     if (
         cfg.get('val_dataloader')

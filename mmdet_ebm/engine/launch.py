@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..models.losses import MEASURED
+from .config_types import custom_hooks
 
 _LOOPS = dict(
     EpochBasedTrainLoop='ResumableEpochTrainLoop',
@@ -43,15 +44,14 @@ def fit_at_the_end(cfg: Config) -> None:
 
     A hook of the user's stays, and so do numbers in the config.
     """
-    hooks = list(cfg.get('custom_hooks') or [])
     density = cfg.model.get('energy_model', {}).get('density', 'fitted')
     if (
         'energy_model' not in cfg.model
         or density != 'fitted'
-        or any(hook.get('type') == 'FitDensityHook' for hook in hooks)
+        or custom_hooks(cfg, 'FitDensityHook')
     ):
         return
-    cfg.custom_hooks = [*hooks, dict(type='FitDensityHook')]
+    _add_hook(cfg, 'FitDensityHook')
     _import_engine(cfg)
 
 
@@ -69,11 +69,13 @@ def _import_engine(cfg: Config) -> None:
 def measure_noise(cfg: Config) -> None:
     """Add the hook that measures the noise, if the config asks for it."""
     loss = cfg.model.get('energy_model', {}).get('loss', {})
-    hooks = list(cfg.get('custom_hooks') or [])
-    if MEASURED in (loss.get('sigmas'), loss.get('sigma')) and not any(
-        hook['type'] == 'MeasureNoiseHook' for hook in hooks
-    ):
-        cfg.custom_hooks = [*hooks, dict(type='MeasureNoiseHook')]
+    asks = MEASURED in (loss.get('sigmas'), loss.get('sigma'))
+    if asks and not custom_hooks(cfg, 'MeasureNoiseHook'):
+        _add_hook(cfg, 'MeasureNoiseHook')
+
+
+def _add_hook(cfg: Config, name: str) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type=name)]
 
 
 def use_amp(cfg: Config) -> None:

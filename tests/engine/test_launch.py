@@ -4,7 +4,13 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdet_ebm.engine import join_processes, make_resumable
+from mmdet_ebm.engine import (
+    FitDensityHook,
+    fit_at_the_end,
+    join_processes,
+    make_resumable,
+    measure_noise,
+)
 
 
 def test_only_mmengines_own_loop_and_hook_are_replaced():
@@ -26,6 +32,28 @@ def test_only_mmengines_own_loop_and_hook_are_replaced():
     make_resumable(cfg)
     assert cfg.train_cfg.type == 'MyLoop'
     assert cfg.default_hooks.checkpoint.type == 'MyHook'
+
+
+@pytest.mark.parametrize(
+    'name', ['FitDensityHook', 'mmdet.FitDensityHook', FitDensityHook]
+)
+def test_a_hook_of_the_users_is_not_added_again(name):
+    mine = dict(type=name, priority=1)
+    cfg = Config(dict(model=dict(energy_model={}), custom_hooks=[mine]))
+    fit_at_the_end(cfg)
+    assert [hook.type for hook in cfg.custom_hooks] == [name]
+
+
+@pytest.mark.parametrize('name', [None, 'mmdet.MeasureNoiseHook'])
+def test_noise_is_measured_by_one_hook(name):
+    cfg = Config(
+        dict(
+            model=dict(energy_model=dict(loss=dict(sigmas='measured'))),
+            custom_hooks=[dict(type=name)] if name else None,
+        )
+    )
+    measure_noise(cfg)
+    assert [h.type for h in cfg.custom_hooks] == [name or 'MeasureNoiseHook']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
