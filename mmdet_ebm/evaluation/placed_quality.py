@@ -55,7 +55,7 @@ _NEVER = (math.inf,)
 _CAUTION = (*_NEVER, 1.0, 2.0, 4.0)
 # Deviations as the density tells them.
 AS_TOLD = dict(std_factor=1.0, std_power=1.0)
-# A difference of AP that says nothing.
+# A difference of AP or of quality that says nothing.
 _TIE = 5e-4
 
 
@@ -247,10 +247,12 @@ def fit_model(
     The likelihood of the annotations gives the shape of the density, for
     priors around the detector's boxes and around the means of their clusters.
     Among these and more cautious ones, the quality of the placed boxes
-    decides; its gain must be larger than its error, else boxes stay. Then AP
-    without classes says whether clusters have a say in the scores, and gives
-    the exponent of the expected quality: the mean over the classes is too
-    noisy for that. It only has a veto.
+    decides; its gain must be larger than its error, else boxes stay. f is
+    asked only where it is worth more than a tie. Then AP without classes says
+    whether clusters have a say in the scores, and gives the exponent of the
+    expected quality: the mean over the classes is too noisy for that. It only
+    has a veto. Without f the exponent is 0, because the prior knows nothing of
+    a single box.
 
     Args:
         model: In eval mode; its density is changed in place.
@@ -279,10 +281,14 @@ def fit_model(
             )
             gains.append(gain)
     placed = place(model, batches, settings)
-    # With the first one boxes stay: others must be better than it.
-    best = max(range(len(settings)), key=lambda i: _sure_gain(placed, i))
+    best = best_setting(
+        [each['temperature'] for each in settings],
+        [_sure_gain(placed, i) for i in range(len(settings))],
+    )
     plain = placed.average_precision(0, None)['AP']
-    for power, weights in _rankings(placed, best):
+    asked = math.isfinite(settings[best]['temperature'])
+    powers = POWERS if asked else (0.0,)
+    for power, weights in _rankings(placed, best, powers):
         refined = placed.average_precision(best, power, True, weights)['AP']
         if refined >= plain:
             break
@@ -302,7 +308,7 @@ def fit_model(
     if ask_f:
         known = (
             f'f tells {gains[best]:.2f} nats of an annotation more than the '
-            'detector does.'
+            f'detector does{"" if asked else ", too little: it is not asked"}.'
         )
     return (
         f'Density fitted on held-out images: {density.extra_repr()}. '
@@ -328,6 +334,21 @@ def _if_run_otherwise(model: EnergyDetector) -> str:
     )
 
 
+def best_setting(
+    temperatures: Sequence[float], sure_gains: Sequence[float]
+) -> int:
+    """That of the largest gain. One that asks f must be worth more than a tie.
+
+    With the first setting boxes stay, so others must be better than it.
+    """
+    numbers = range(len(temperatures))
+    without_f = [i for i in numbers if math.isinf(temperatures[i])]
+    quiet = max(without_f, key=sure_gains.__getitem__)
+    best = max(numbers, key=sure_gains.__getitem__)
+    worth = sure_gains[best] > sure_gains[quiet] + _TIE
+    return best if worth else quiet
+
+
 def largest_good_power(ap: Mapping[float, float]) -> float:
     """The largest exponent within 0.05 points of the best AP."""
     enough = max(ap.values()) - _TIE
@@ -335,7 +356,7 @@ def largest_good_power(ap: Mapping[float, float]) -> float:
 
 
 def _rankings(
-    placed: Placed, setting: int
+    placed: Placed, setting: int, powers: Sequence[float] = POWERS
 ) -> list[tuple[float, Mapping[str, float]]]:
     """Exponent and weights of an object, the best first; without clusters
     last. Clusters must be worth more than a tie."""
@@ -343,7 +364,7 @@ def _rankings(
     def by_power(weights: Mapping[str, float]) -> dict[float, float]:
         return {
             p: placed.average_precision(setting, p, False, weights)['AP']
-            for p in POWERS
+            for p in powers
         }
 
     alone = by_power(CLASS_SCORE_ALONE)

@@ -15,6 +15,7 @@ from mmdet_ebm.evaluation.coco_matching import coco_results
 from mmdet_ebm.evaluation.density_fit import detect_with_clusters, matched_rows
 from mmdet_ebm.evaluation.placed_quality import (
     POWERS,
+    best_setting,
     fit_model,
     largest_good_power,
     place,
@@ -247,10 +248,34 @@ def test_the_largest_exponent_that_is_as_good_is_taken():
     assert largest_good_power(ap) == 0.5
 
 
+@pytest.mark.parametrize(
+    'gains, expected',
+    [
+        ((0.0, 0.01, 0.002, 0.02), 3),
+        ((0.0, 0.01, 0.02, 0.0202), 2),  # no more than a tie
+        ((0.0, 0.0004, -0.01, -0.01), 0),
+        ((0.0, 0.0006, -0.01, -0.01), 1),
+        ((-math.inf,) * 4, 0),  # a single image
+    ],
+)
+def test_f_must_be_worth_more_than_a_tie(gains, expected):
+    assert best_setting((math.inf, 1.0, math.inf, 1.0), gains) == expected
+
+
+def test_an_f_that_knows_nothing_is_not_asked_and_ranks_nothing(model, data):
+    with torch.no_grad():
+        model.energy_model.head.fc_logdensity.weight.zero_()
+    text = fit_model(model, data)
+    density = model.energy_model.density
+    assert math.isinf(density.temperature) and density.quality_power == 0
+    assert 'too little: it is not asked' in text
+
+
 def test_without_an_energy_model_clusters_are_all_there_is(model, data):
     text = fit_model(model, data, ask_f=False)
     density = model.energy_model.density
     assert math.isinf(density.temperature) and density.fitted
+    assert density.quality_power == 0
     assert math.isfinite(density.side_std)
     assert 'f is not asked' in text and 'nats' not in text
 
