@@ -337,9 +337,10 @@ def _if_run_otherwise(model: EnergyDetector) -> str:
 def best_setting(
     temperatures: Sequence[float], sure_gains: Sequence[float]
 ) -> int:
-    """That of the largest gain. One that asks f must be worth more than a tie.
+    """The number of the setting with the largest gain.
 
-    With the first setting boxes stay, so others must be better than it.
+    One that asks f must be worth more than a tie over all that do not. With
+    the first setting boxes stay, so others must be better than it.
     """
     numbers = range(len(temperatures))
     without_f = [i for i in numbers if math.isinf(temperatures[i])]
