@@ -71,8 +71,7 @@ def few_images(
     cfg: Config, number: int, num_draws: int
 ) -> Iterator[DataLoader]:
     """Loaders of so many images of val each, or one of all of them."""
-    whole = Runner.build_dataloader(copy.deepcopy(cfg.val_dataloader))
-    whole.dataset.full_init()
+    whole = Runner.build_dataloader(cfg.val_dataloader)
     num_images = len(whole.dataset)
     if number >= num_images:
         yield whole
@@ -86,22 +85,13 @@ def few_images(
         yield Runner.build_dataloader(config)
 
 
-def fit_and_refine(
-    model: EnergyDetector, few: DataLoader, test: DataLoader, truth: COCO
-) -> dict:
-    """AP of the test split after a fit, and the fitted numbers.
-
-    Without a match there is nothing to fit, and the numbers are cautious.
-    """
-    density = model.energy_model.density
-    density.forget()
+def fit(model: EnergyDetector, few: DataLoader) -> str:
+    """What the fit says; without a match the numbers are cautious."""
+    model.energy_model.density.forget()
     try:
-        fit = fit_model(model, few)
+        return fit_model(model, few)
     except ValueError as error:
-        fit = str(error)
-    found, _ = detect(model, test, 'refined')
-    refined = MatchedDetections(truth, found).average_precision()
-    return dict(fit=fit, density=density.numbers(), refined=refined)
+        return str(error)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -109,23 +99,33 @@ def run(args: argparse.Namespace) -> dict:
     cfg = Config.fromfile(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     test = Runner.build_dataloader(cfg.test_dataloader)
-    test.dataset.full_init()
     truth = COCO(cfg.test_evaluator.ann_file)
+    few = {n: list(few_images(cfg, n, args.draws)) for n in args.images}
     figures: dict = dict(
         config=config_name(args.config), split='test', plain=[], fits=[]
     )
+
+    def measured(model: EnergyDetector, description: str) -> dict[str, float]:
+        found, _ = detect(model, test, description)
+        return MatchedDetections(truth, found).average_precision()
+
     for index, checkpoint in enumerate(args.checkpoints):
         model = build_model(args.config, checkpoint)
         require_energy_model(model)
         with used(model, STAGES['plain']):
-            found, _ = detect(model, test, 'plain')
-        plain = MatchedDetections(truth, found).average_precision()
-        figures['plain'].append(plain)
-        for number in args.images:
-            for draw, few in enumerate(few_images(cfg, number, args.draws)):
-                fitted = fit_and_refine(model, few, test, truth)
+            figures['plain'].append(measured(model, 'plain'))
+        for number, loaders in few.items():
+            for draw, loader in enumerate(loaders):
+                text = fit(model, loader)
                 figures['fits'].append(
-                    dict(images=number, checkpoint=index, draw=draw, **fitted)
+                    dict(
+                        images=number,
+                        checkpoint=index,
+                        draw=draw,
+                        fit=text,
+                        density=model.energy_model.density.numbers(),
+                        refined=measured(model, 'refined'),
+                    )
                 )
                 write_with_table(figures, args.out, to_markdown)
     return figures

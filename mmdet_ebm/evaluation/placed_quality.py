@@ -357,7 +357,7 @@ def largest_good_power(ap: Mapping[float, float]) -> float:
 
 
 def _rankings(
-    placed: Placed, setting: int, powers: Sequence[float] = POWERS
+    placed: Placed, setting: int, powers: Sequence[float]
 ) -> list[tuple[float, Mapping[str, float]]]:
     """Exponent and weights of an object, the best first; without clusters
     last. Clusters must be worth more than a tie."""
